@@ -1,0 +1,71 @@
+# clinisync: build with "make", see the rest with "make help".
+
+MODULE_big = clinisync
+EXTENSION = clinisync
+EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" clinisync.control)
+
+# From the ground up: a file calls only files above it.
+OBJS = \
+	src/settings.o \
+	src/catalog.o \
+	src/secret.o \
+	src/transport.o \
+	src/cliniko.o \
+	src/patient.o \
+	src/run.o \
+	src/store.o \
+	src/organization.o \
+	src/connection.o \
+	src/sync.o \
+	src/worker.o \
+	src/functions.o \
+	src/clinisync.o
+
+DATA = $(wildcard sql/clinisync--*--*.sql)
+DATA_built = sql/clinisync--$(EXTVERSION).sql
+
+REGRESS = $(sort $(basename $(notdir $(wildcard test/sql/*.sql))))
+REGRESS_OPTS = --inputdir=test
+
+# Every extension's library shares one namespace in the server, so nothing is
+# visible in it but what PostgreSQL calls. PostgreSQL 16 and later mark that
+# themselves; for 15 PGDLLEXPORT has to be told what it means.
+PG_CPPFLAGS = $(shell pkg-config --cflags libcurl libcrypto 2>/dev/null) \
+	'-DPGDLLEXPORT=__attribute__((visibility("default")))'
+PG_CFLAGS = -fvisibility=hidden -Wextra -Wno-unused-parameter -Wno-sign-compare
+SHLIB_LINK = $(shell pkg-config --libs libcurl libcrypto 2>/dev/null || echo -lcurl -lcrypto)
+
+PG_CONFIG ?= pg_config
+PGXS := $(wildcard $(shell $(PG_CONFIG) --pgxs 2>/dev/null))
+
+ifneq ($(PGXS),)
+include $(PGXS)
+else
+all install installcheck clean:
+	@echo >&2 "$(PG_CONFIG) names no PostgreSQL to build against: install postgresql-server-dev-15 (or later), or set PG_CONFIG"
+	@exit 1
+endif
+
+# PGXS follows no #include.
+$(OBJS): $(wildcard src/*.h)
+
+$(DATA_built): sql/clinisync.sql clinisync.control
+	cp $< $@
+
+test demo:
+	@test/run $@
+
+lint:
+	shellcheck .ci/run test/run
+	clang-format --dry-run --Werror src/*.c src/*.h
+
+help:
+	@echo 'make               build the extension'
+	@echo 'make install       install it into the PostgreSQL that pg_config names'
+	@echo 'make installcheck  run the SQL tests against the running server that PGHOST and PGPORT name'
+	@echo 'make demo          watch 648 patients arrive in a throwaway database'
+	@echo 'make test          run every test in throwaway databases'
+	@echo 'make lint          check the shell scripts and the layout of the C code'
+	@echo 'make clean         remove everything that the above made'
+
+.PHONY: all install installcheck clean test demo lint help

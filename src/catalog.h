@@ -1,0 +1,34 @@
+/*
+ * catalog.h
+ *		Where the extension and its tables are, and whose they are.
+ */
+#ifndef CLINISYNC_CATALOG_H
+#define CLINISYNC_CATALOG_H
+
+#include "postgres.h"
+
+/* The worker, as pg_stat_activity.backend_type shows it. */
+#define CLINISYNC_WORKER_TYPE "clinisync worker"
+
+/* Valid within a transaction. */
+typedef struct Catalog
+{
+	char	   *schema;			/* the extension's, quoted where needed */
+	Oid			owner;			/* the tables' owner */
+	const char *missing;		/* what cliniko_setup() has to make, or NULL */
+} Catalog;
+
+/* Whom to become again after catalog_become_owner(). */
+typedef struct CatalogIdentity
+{
+	Oid			user;
+	int			security_context;
+} CatalogIdentity;
+
+extern bool catalog_find(Catalog *catalog);
+extern void catalog_require_setup(Catalog *catalog);
+extern char *catalog_sql(const Catalog *catalog, const char *template);
+extern void catalog_become_owner(const Catalog *catalog, CatalogIdentity *saved);
+extern void catalog_become(const CatalogIdentity *saved);
+
+#endif							/* CLINISYNC_CATALOG_H */

@@ -1,0 +1,480 @@
+/*
+ * cliniko.c
+ *		Cliniko's dialect: keys, URLs, pages of patients, what an answer means.
+ *
+ * The rules are those of Cliniko's API v1 (docs.api.cliniko.com); where no
+ * source settles a question, both answers are accepted. This file knows the
+ * wire and the JSON, and neither SPI nor tables.
+ *
+ * Memory: results are palloc'ed in the current context. A page has a context
+ * of its own, below the one given, and ends with cliniko_free_page().
+ */
+#include "postgres.h"
+
+#include <ctype.h>
+#include <time.h>
+
+#include "common/int.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+
+#include "clinisync.h"
+#include "cliniko.h"
+
+/* Cliniko: "if your API key doesn't have a shard suffix, the shard is au1" */
+#define DEFAULT_SHARD "au1"
+
+/* Longer than any key seen by far, short enough for a header. */
+#define MAX_KEY_LENGTH 512
+
+/*
+ * Cliniko's limit is per minute, so no honest wait is longer; a reset further
+ * off than this comes from a clock that is wrong.
+ */
+#define MAX_RATE_LIMIT_WAIT_MS 60000L
+/* What to wait where a 429 says nothing usable. */
+#define DEFAULT_RATE_LIMIT_WAIT_MS 10000L
+
+static const struct
+{
+	const char *code;
+	const char *sentence;
+	const char *hint;
+	bool		retry_recommended;
+}			errors[] = {
+	[CLINIKO_NO_ERROR] = {"", "", "", false},
+	[CLINIKO_AUTH_FAILED] = {
+		"CLINIKO_AUTH_FAILED", "Cliniko does not accept the API key (HTTP 401).",
+		"Create a new key in Cliniko under My Info > Manage API keys and pass it to "
+		"cliniko_connect().", false},
+	[CLINIKO_FORBIDDEN] = {
+		"CLINIKO_FORBIDDEN", "Cliniko refuses this API key access to patients (HTTP 403).",
+		"Use the key of a user whose role may see all patients, and check that "
+		"clinisync.contact_email is an address Cliniko can reach.", false},
+	[CLINIKO_NOT_FOUND] = {
+		"CLINIKO_NOT_FOUND", "Cliniko does not know the address that was asked for (HTTP 404).",
+		"Check the key's shard suffix and clinisync.base_url.", false},
+	[CLINIKO_BAD_REQUEST] = {
+		"CLINIKO_BAD_REQUEST", "Cliniko did not understand the request (HTTP 4xx).",
+		"Cliniko's API may have changed: look for a newer version of clinisync.", false},
+	[CLINIKO_RATE_LIMITED] = {
+		"CLINIKO_RATE_LIMITED", "Cliniko's request limit stayed reached (HTTP 429).",
+		"Other programs may be using the same user's keys; sync again later.", true},
+	[CLINIKO_UNAVAILABLE] = {
+		"CLINIKO_UNAVAILABLE", "Cliniko did not give a usable answer (HTTP 5xx, or not JSON).",
+		"Sync again later; Cliniko's status page tells of outages.", true},
+	[CLINIKO_REDIRECT] = {
+		"CLINIKO_REDIRECT", "Cliniko answered with a redirect, which is not followed.",
+		"The account may have moved to another shard: create a new key and pass it to "
+		"cliniko_connect().", false},
+	[CLINIKO_NETWORK_ERROR] = {
+		"NETWORK_ERROR", "Cliniko could not be reached, or the connection broke.",
+		"Check the database server's network, name resolution and CA certificates; "
+		"sync again later.", true},
+	[CLINIKO_RESPONSE_TOO_LARGE] = {
+		"RESPONSE_TOO_LARGE", "An answer was larger than clinisync.max_response_size.",
+		"Lower clinisync.page_size or raise clinisync.max_response_size.", false},
+	[CLINIKO_INCOMPLETE_ENUMERATION] = {
+		"INCOMPLETE_ENUMERATION", "Cliniko's list of patients contradicted itself.",
+		"Nothing was removed. Sync again later.", true},
+	[CLINIKO_CONFIGURATION_ERROR] = {
+		"CONFIGURATION_ERROR", "A setting is missing.",
+		"Set it with ALTER DATABASE … SET and sync again.", false},
+	[CLINIKO_CREDENTIALS_UNREADABLE] = {
+		"CREDENTIALS_UNREADABLE", "The stored API key cannot be read.",
+		"Pass the key to cliniko_connect() again.", false},
+	[CLINIKO_DATABASE_CONSTRAINT_ERROR] = {
+		"DATABASE_CONSTRAINT_ERROR", "The table patients refused every record.",
+		"Check the constraints and triggers that were added to patients.", false},
+	[CLINIKO_DATABASE_ERROR] = {
+		"DATABASE_ERROR", "The database could not store patients.",
+		"See the SQLSTATE in errors and the server's log; sync again.", true},
+	[CLINIKO_SYNC_CANCELLED] = {
+		"SYNC_CANCELLED", "The sync was cancelled.",
+		"What was stored stays; sync again at any time.", true},
+	[CLINIKO_INTERNAL_ERROR] = {
+		"INTERNAL_ERROR", "clinisync met a state that it does not expect.",
+		"Please report this with the server's log.", true},
+};
+
+const char *
+cliniko_error_code(ClinikoError error)
+{
+	return errors[error].code;
+}
+
+/* What happened, for people: a whole sentence. */
+const char *
+cliniko_error_sentence(ClinikoError error)
+{
+	return errors[error].sentence;
+}
+
+/* What to do next, for people. */
+const char *
+cliniko_error_hint(ClinikoError error)
+{
+	return errors[error].hint;
+}
+
+bool
+cliniko_error_retry_recommended(ClinikoError error)
+{
+	return errors[error].retry_recommended;
+}
+
+/*
+ * Check an API key's shape and find its shard, which is the suffix of two
+ * letters and one or two digits after the last hyphen, in any case (Cliniko:
+ * "the shard is at the end of the key"). Answers the key without surrounding
+ * blanks, or NULL where it cannot be a key.
+ */
+char *
+cliniko_parse_key(const char *input, char shard[CLINIKO_SHARD_SIZE])
+{
+	const char *start = input;
+	const char *end = input + strlen(input);
+	const char *hyphen = NULL;
+	int			len;
+
+	while (start < end && isspace((unsigned char) *start))
+		start++;
+	while (start < end && isspace((unsigned char) end[-1]))
+		end--;
+	if (start == end || end - start > MAX_KEY_LENGTH)
+		return NULL;
+	for (const char *c = start; c < end; c++)
+	{
+		/* a colon would end the user name of HTTP Basic */
+		if (*c <= ' ' || *c > '~' || *c == ':')
+			return NULL;
+		if (*c == '-')
+			hyphen = c;
+	}
+
+	strlcpy(shard, DEFAULT_SHARD, CLINIKO_SHARD_SIZE);
+	len = hyphen ? end - hyphen - 1 : 0;
+	if ((len == 3 || len == 4) &&
+		isalpha((unsigned char) hyphen[1]) && isalpha((unsigned char) hyphen[2]) &&
+		isdigit((unsigned char) hyphen[3]) && (len == 3 || isdigit((unsigned char) hyphen[4])))
+	{
+		if (hyphen == start)
+			return NULL;
+		for (int i = 0; i < len; i++)
+			shard[i] = tolower((unsigned char) hyphen[1 + i]);
+		shard[len] = '\0';
+	}
+	return pnstrdup(start, end - start);
+}
+
+/*
+ * An account with the settings of this moment. NULL where Cliniko's rule that
+ * a request names its sender ("VENDOR (contact@email)") cannot be met, because
+ * clinisync.contact_email is not set.
+ */
+ClinikoAccount *
+cliniko_account(const char *api_key, const char *shard)
+{
+	ClinikoAccount *account;
+
+	if (clinisync_contact_email[0] == '\0')
+		return NULL;
+	account = palloc(sizeof(ClinikoAccount));
+	account->api_key = pstrdup(api_key);
+	account->api_url = clinisync_base_url[0] != '\0'
+		? pstrdup(clinisync_base_url)
+		: psprintf("https://api.%s.cliniko.com/v1", shard);
+	account->user_agent = psprintf("%s (%s)", clinisync_vendor_name, clinisync_contact_email);
+	return account;
+}
+
+/*
+ * The URL of the next page of patients, archived ones included (Cliniko leaves
+ * them out unless an archived_at filter asks).
+ *
+ * By id is the way: every request asks for what comes after the last id, so a
+ * patient that is added or removed meanwhile moves nobody to another page.
+ * sort=id is a column name, as documented, but shown nowhere; by creation is
+ * the way where Cliniko does not honour it. There too, a page asks for what
+ * was created since the last one's last record; only when more patients than
+ * fit a page were created in one second do page numbers count.
+ */
+char *
+cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor, int page_size)
+{
+	StringInfoData url;
+
+	initStringInfo(&url);
+	appendStringInfo(&url, "%s/patients?q%%5B%%5D=archived_at:*&per_page=%d",
+					 account->api_url, page_size);
+	if (cursor->order == CLINIKO_BY_ID)
+	{
+		if (cursor->after_id > 0)
+			appendStringInfo(&url, "&q%%5B%%5D=id:%%3E" INT64_FORMAT, cursor->after_id);
+		appendStringInfoString(&url, "&sort=id:asc");
+	}
+	else
+	{
+		if (cursor->since[0] != '\0')
+			appendStringInfo(&url, "&q%%5B%%5D=created_at:%%3E%%3D%s", cursor->since);
+		appendStringInfo(&url, "&sort=created_at:asc&page=%d", cursor->page);
+	}
+	return url.data;
+}
+
+/* Send a request as Cliniko wants it. */
+Transfer *
+cliniko_get(Transport *transport, const ClinikoAccount *account, const char *url, void *owner)
+{
+	TransferRequest request = {
+		.url = url,
+		.user = account->api_key,
+		.user_agent = account->user_agent,
+		.accept = "application/json",
+		.ca_file = clinisync_ca_file,
+		.timeout_ms = clinisync_request_timeout,
+		.max_size = (size_t) clinisync_max_response_size * 1024,
+		.owner = owner
+	};
+
+	return transport_get(transport, &request);
+}
+
+/* How long a 429 asks to wait: X-RateLimit-Reset is a Unix time in seconds. */
+static long
+rate_limit_wait_ms(Transfer *transfer)
+{
+	int64		seconds;
+
+	if (transfer_header(transfer, "X-RateLimit-Reset", &seconds))
+	{
+		int64		now = (int64) time(NULL);
+
+		/* one second more, for the part of a second that the header leaves out */
+		if (seconds >= now && (seconds - now) * 1000 <= MAX_RATE_LIMIT_WAIT_MS)
+			return (long) (seconds - now + 1) * 1000;
+	}
+	if (transfer_header(transfer, "Retry-After", &seconds) && seconds > 0)
+		return (long) Min(seconds * 1000, MAX_RATE_LIMIT_WAIT_MS);
+	return DEFAULT_RATE_LIMIT_WAIT_MS;
+}
+
+/* Tell what an ended transfer means, as far as its status can. */
+ClinikoVerdict
+cliniko_judge(Transfer *transfer)
+{
+	long		status = transfer->status;
+
+	if (transfer->outcome == TRANSFER_TOO_LARGE)
+		return (ClinikoVerdict) {CLINIKO_RESPONSE_TOO_LARGE, false, 0};
+	if (transfer->outcome != TRANSFER_ANSWERED)
+		return (ClinikoVerdict) {CLINIKO_NETWORK_ERROR, true, 0};
+	if (status == 200)
+		return (ClinikoVerdict) {CLINIKO_NO_ERROR, false, 0};
+	if (status == 429)
+		return (ClinikoVerdict) {CLINIKO_RATE_LIMITED, true, rate_limit_wait_ms(transfer)};
+	if (status == 401)
+		return (ClinikoVerdict) {CLINIKO_AUTH_FAILED, false, 0};
+	if (status == 403)
+		return (ClinikoVerdict) {CLINIKO_FORBIDDEN, false, 0};
+	if (status == 404)
+		return (ClinikoVerdict) {CLINIKO_NOT_FOUND, false, 0};
+	if (status == 408)
+		return (ClinikoVerdict) {CLINIKO_UNAVAILABLE, true, 0};
+	if (status >= 300 && status < 400)
+		return (ClinikoVerdict) {CLINIKO_REDIRECT, false, 0};
+	if (status >= 400 && status < 500)
+		return (ClinikoVerdict) {CLINIKO_BAD_REQUEST, false, 0};
+	return (ClinikoVerdict) {CLINIKO_UNAVAILABLE, true, 0};
+}
+
+/* The value of \uXXXX at the backslash, or -1. */
+static int
+unicode_escape(const char *at, const char *end)
+{
+	int			value = 0;
+
+	if (end - at < 6 || at[0] != '\\' || at[1] != 'u')
+		return -1;
+	for (int i = 2; i < 6; i++)
+	{
+		if (!isxdigit((unsigned char) at[i]))
+			return -1;
+		value = value * 16 +
+			(isdigit((unsigned char) at[i]) ? at[i] - '0' : tolower((unsigned char) at[i]) - 'a' + 10);
+	}
+	return value;
+}
+
+/*
+ * Replace, in place, the escapes that JSON allows and no text in PostgreSQL
+ * can hold, \u0000 and halves of surrogate pairs, by U+FFFD: one odd name must
+ * not cost a page.
+ */
+static void
+replace_impossible_escapes(char *body, size_t len)
+{
+	char	   *end = body + len;
+	char	   *at = body;
+
+	while ((at = memchr(at, '\\', end - at)) != NULL)
+	{
+		int			value = unicode_escape(at, end);
+		bool		high = (value >= 0xD800 && value <= 0xDBFF);
+		bool		low = (value >= 0xDC00 && value <= 0xDFFF);
+
+		if (high)
+		{
+			int			next = unicode_escape(at + 6, end);
+
+			if (next >= 0xDC00 && next <= 0xDFFF)
+			{
+				at += 12;
+				continue;
+			}
+		}
+		if (value == 0 || high || low)
+			memcpy(at, "\\ufffd", 6);
+		at += value >= 0 ? 6 : 2;
+		if (at >= end)
+			break;
+	}
+}
+
+/*
+ * Parse a NUL-terminated body, changing it on the way. Answers NULL where it
+ * is not JSON or not UTF-8. Needs no transaction: jsonb_in looks at no
+ * catalog, so catching its error leaves nothing behind but memory.
+ */
+Jsonb *
+cliniko_parse_json(char *body, size_t len)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Jsonb	   *volatile json = NULL;
+
+	if (body == NULL || memchr(body, '\0', len) != NULL ||
+		!pg_verify_mbstr(PG_UTF8, body, len, true))
+		return NULL;
+	replace_impossible_escapes(body, len);
+
+	PG_TRY();
+	{
+		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(body)));
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return json;
+}
+
+/* Look up a key of a JSON object. */
+bool
+cliniko_find(JsonbContainer *object, const char *key, JsonbValue *value)
+{
+	return getKeyJsonValueFromContainer(object, key, strlen(key), value) != NULL;
+}
+
+/* Read digits as an int64; ids are never negative and never floats. */
+bool
+cliniko_parse_int64(const char *digits, int len, int64 *value)
+{
+	int64		result = 0;
+
+	if (len < 1)
+		return false;
+	for (int i = 0; i < len; i++)
+	{
+		if (digits[i] < '0' || digits[i] > '9' ||
+			pg_mul_s64_overflow(result, 10, &result) ||
+			pg_add_s64_overflow(result, digits[i] - '0', &result))
+			return false;
+	}
+	*value = result;
+	return true;
+}
+
+/* An id or a count, which Cliniko sends as a string or as a number. */
+static bool
+read_int64(const JsonbValue *value, int64 *result)
+{
+	if (value->type == jbvString)
+		return cliniko_parse_int64(value->val.string.val, value->val.string.len, result);
+	if (value->type == jbvNumeric)
+	{
+		char	   *digits = numeric_normalize(value->val.numeric);
+
+		return cliniko_parse_int64(digits, strlen(digits), result);
+	}
+	return false;
+}
+
+/* Note what the enumeration needs of a record. */
+static void
+read_record(const JsonbValue *element, ClinikoRecord *record)
+{
+	JsonbValue	value;
+
+	memset(record, 0, sizeof(*record));
+	if (element->type != jbvBinary || !JsonContainerIsObject(element->val.binary.data))
+		return;
+	record->json = element->val.binary.data;
+	record->json_len = element->val.binary.len;
+	if (!cliniko_find(record->json, "id", &value) || !read_int64(&value, &record->id))
+		record->id = 0;
+	if (cliniko_find(record->json, "created_at", &value) && value.type == jbvString &&
+		value.val.string.len < CLINIKO_TIME_SIZE)
+		memcpy(record->created_at, value.val.string.val, value.val.string.len);
+	record->archived = cliniko_find(record->json, "archived_at", &value) &&
+		value.type == jbvString && value.val.string.len > 0;
+}
+
+/*
+ * Read an answer's body as a page of patients. Answers NULL where it is none:
+ * not JSON, or without a list of patients or their number.
+ */
+ClinikoPage *
+cliniko_parse_page(MemoryContext parent, Transfer *transfer)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "clinisync page",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	ClinikoPage *page = palloc0(sizeof(ClinikoPage));
+	Jsonb	   *json = cliniko_parse_json(transfer->body, transfer->body_len);
+	JsonbContainer *list;
+	JsonbValue	value;
+
+	page->context = context;
+	MemoryContextSwitchTo(old_context);
+	if (json == NULL || !JB_ROOT_IS_OBJECT(json) ||
+		!cliniko_find(&json->root, "total_entries", &value) ||
+		!read_int64(&value, &page->total_entries) ||
+		!cliniko_find(&json->root, "patients", &value) ||
+		value.type != jbvBinary || !JsonContainerIsArray(value.val.binary.data))
+	{
+		MemoryContextDelete(context);
+		return NULL;
+	}
+	list = value.val.binary.data;
+	page->nrecords = JsonContainerSize(list);
+	page->has_next = cliniko_find(&json->root, "links", &value) && value.type == jbvBinary &&
+		JsonContainerIsObject(value.val.binary.data) &&
+		cliniko_find(value.val.binary.data, "next", &value) && value.type == jbvString;
+
+	MemoryContextSwitchTo(context);
+	page->records = palloc(sizeof(ClinikoRecord) * Max(page->nrecords, 1));
+	for (int i = 0; i < page->nrecords; i++)
+		read_record(getIthJsonbValueFromContainer(list, i), &page->records[i]);
+	MemoryContextSwitchTo(old_context);
+	return page;
+}
+
+void
+cliniko_free_page(ClinikoPage *page)
+{
+	MemoryContextDelete(page->context);
+}

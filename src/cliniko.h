@@ -1,0 +1,115 @@
+/*
+ * cliniko.h
+ *		Cliniko's dialect: keys, URLs, pages of patients, what an answer means.
+ */
+#ifndef CLINISYNC_CLINIKO_H
+#define CLINISYNC_CLINIKO_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "utils/jsonb.h"
+
+#include "transport.h"
+
+/* "au1": two letters, one or two digits */
+#define CLINIKO_SHARD_SIZE 5
+/* "2024-03-05T01:02:03Z", and room for fractions that nobody has seen yet */
+#define CLINIKO_TIME_SIZE 40
+
+/*
+ * Why a run or a test failed: error_type of a failed run, error_code of a
+ * failed test. What each means and what to do is the table in cliniko.c.
+ */
+typedef enum ClinikoError
+{
+	CLINIKO_NO_ERROR,
+	CLINIKO_AUTH_FAILED,
+	CLINIKO_FORBIDDEN,
+	CLINIKO_NOT_FOUND,
+	CLINIKO_BAD_REQUEST,
+	CLINIKO_RATE_LIMITED,
+	CLINIKO_UNAVAILABLE,
+	CLINIKO_REDIRECT,
+	CLINIKO_NETWORK_ERROR,
+	CLINIKO_RESPONSE_TOO_LARGE,
+	CLINIKO_INCOMPLETE_ENUMERATION,
+	CLINIKO_CONFIGURATION_ERROR,
+	CLINIKO_CREDENTIALS_UNREADABLE,
+	CLINIKO_DATABASE_CONSTRAINT_ERROR,
+	CLINIKO_DATABASE_ERROR,
+	CLINIKO_SYNC_CANCELLED,
+	CLINIKO_INTERNAL_ERROR
+} ClinikoError;
+
+/* What to make of an answer. */
+typedef struct ClinikoVerdict
+{
+	ClinikoError error;			/* CLINIKO_NO_ERROR: the body is what was asked for */
+	bool		passing;		/* trying again may help */
+	long		wait_ms;		/* Cliniko's word on how long to wait, or 0 */
+} ClinikoVerdict;
+
+/* One account as the wire needs it. */
+typedef struct ClinikoAccount
+{
+	char	   *api_url;		/* without a slash at the end */
+	char	   *api_key;
+	char	   *user_agent;
+} ClinikoAccount;
+
+/* In which order patients are asked for; see cliniko_patients_url(). */
+typedef enum ClinikoOrder
+{
+	CLINIKO_BY_ID,
+	CLINIKO_BY_CREATION
+} ClinikoOrder;
+
+/* Up to where an enumeration has come. */
+typedef struct ClinikoCursor
+{
+	ClinikoOrder order;
+	int64		after_id;		/* by id: the last id that is done */
+	char		since[CLINIKO_TIME_SIZE];	/* by creation: created_at of the last page's last */
+	int			page;			/* by creation: which page of those created since */
+} ClinikoCursor;
+
+/* One record of a page; the JSON belongs to the page. */
+typedef struct ClinikoRecord
+{
+	int64		id;				/* 0 where it is no int64 */
+	JsonbContainer *json;		/* NULL where the record is no object */
+	int			json_len;
+	char		created_at[CLINIKO_TIME_SIZE];	/* empty where missing */
+	bool		archived;
+} ClinikoRecord;
+
+typedef struct ClinikoPage
+{
+	MemoryContext context;		/* holds the page; deleted by cliniko_free_page() */
+	int64		total_entries;	/* how many match, on all pages */
+	bool		has_next;
+	int			nrecords;
+	int			nseen;			/* more records behind these that came on earlier pages */
+	ClinikoRecord *records;
+} ClinikoPage;
+
+extern const char *cliniko_error_code(ClinikoError error);
+extern const char *cliniko_error_sentence(ClinikoError error);
+extern const char *cliniko_error_hint(ClinikoError error);
+extern bool cliniko_error_retry_recommended(ClinikoError error);
+
+extern char *cliniko_parse_key(const char *input, char shard[CLINIKO_SHARD_SIZE]);
+extern ClinikoAccount *cliniko_account(const char *api_key, const char *shard);
+extern char *cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
+								  int page_size);
+extern Transfer *cliniko_get(Transport *transport, const ClinikoAccount *account,
+							 const char *url, void *owner);
+extern ClinikoVerdict cliniko_judge(Transfer *transfer);
+extern ClinikoPage *cliniko_parse_page(MemoryContext parent, Transfer *transfer);
+extern void cliniko_free_page(ClinikoPage *page);
+extern Jsonb *cliniko_parse_json(char *body, size_t len);
+extern bool cliniko_parse_int64(const char *digits, int len, int64 *value);
+extern bool cliniko_find(JsonbContainer *object, const char *key, JsonbValue *value);
+
+#endif							/* CLINISYNC_CLINIKO_H */

@@ -1,0 +1,39 @@
+/*
+ * compat.h
+ *		What differs between the PostgreSQL majors that clinisync builds with.
+ *
+ * PostgreSQL 15 is the oldest. Each entry says from which major on the other
+ * form applies, so that it can go when that major is the oldest.
+ */
+#ifndef CLINISYNC_COMPAT_H
+#define CLINISYNC_COMPAT_H
+
+#include "storage/latch.h"
+#include "storage/proc.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"				/* 15 has it in postgres.h */
+#endif
+
+#if PG_VERSION_NUM < 150000
+#error "clinisync needs PostgreSQL 15 or later"
+#endif
+
+/* 17: wait event sets belong to a resource owner, or to nobody */
+static inline WaitEventSet *
+compat_create_wait_event_set(MemoryContext context, int nevents)
+{
+#if PG_VERSION_NUM >= 170000
+	return CreateWaitEventSet(NULL, nevents);
+#else
+	return CreateWaitEventSet(context, nevents);
+#endif
+}
+
+/* 17: the parts of a virtual transaction id moved into a struct of PGPROC */
+#if PG_VERSION_NUM >= 170000
+#define COMPAT_MY_LXID (MyProc->vxid.lxid)
+#else
+#define COMPAT_MY_LXID (MyProc->lxid)
+#endif
+
+#endif							/* CLINISYNC_COMPAT_H */

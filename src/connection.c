@@ -1,0 +1,118 @@
+/*
+ * connection.c
+ *		Ask Cliniko whether a key works.
+ *
+ * Runs in the caller's backend and transaction, so it asks little, all at
+ * once, and obeys a cancel at any moment. Nothing is stored.
+ *
+ * Memory: the transport lives in a context of its own that is deleted before
+ * connection_test() returns, or with the caller's when an error passes through.
+ */
+#include "postgres.h"
+
+#include "utils/memutils.h"
+
+#include "connection.h"
+
+/* What is asked; the first two decide, the others may be refused to a role. */
+enum
+{
+	ASK_ALL_PATIENTS,
+	ASK_ACTIVE_PATIENTS,
+	ASK_ACCOUNT,
+	ASK_USER,
+	ASK_COUNT
+};
+
+static const char *const paths[] = {
+	[ASK_ALL_PATIENTS] = "/patients?q%5B%5D=archived_at:*&per_page=1",
+	[ASK_ACTIVE_PATIENTS] = "/patients?per_page=1",
+	[ASK_ACCOUNT] = "/settings/public",
+	[ASK_USER] = "/user",
+};
+
+/* A string at the end of a path of keys, or NULL. */
+static char *
+find_string(JsonbContainer *object, const char *outer, const char *key)
+{
+	JsonbValue	value;
+
+	if (outer)
+	{
+		if (!cliniko_find(object, outer, &value) || value.type != jbvBinary ||
+			!JsonContainerIsObject(value.val.binary.data))
+			return NULL;
+		object = value.val.binary.data;
+	}
+	if (!cliniko_find(object, key, &value) || value.type != jbvString)
+		return NULL;
+	return pnstrdup(value.val.string.val, value.val.string.len);
+}
+
+/* The size of a list, from one page of it. */
+static ClinikoError
+read_total(Transfer *transfer, int64 *total)
+{
+	ClinikoVerdict verdict = cliniko_judge(transfer);
+	ClinikoPage *page;
+
+	if (verdict.error != CLINIKO_NO_ERROR)
+		return verdict.error;
+	page = cliniko_parse_page(CurrentMemoryContext, transfer);
+	if (page == NULL)
+		return CLINIKO_UNAVAILABLE;
+	*total = page->total_entries;
+	cliniko_free_page(page);
+	return CLINIKO_NO_ERROR;
+}
+
+/* The body as a JSON object, where there is one. */
+static JsonbContainer *
+read_object(Transfer *transfer)
+{
+	Jsonb	   *json;
+
+	if (cliniko_judge(transfer).error != CLINIKO_NO_ERROR)
+		return NULL;
+	json = cliniko_parse_json(transfer->body, transfer->body_len);
+	return json && JB_ROOT_IS_OBJECT(json) ? &json->root : NULL;
+}
+
+/* Ask, and fill in the report; its strings are in the current context. */
+void
+connection_test(const ClinikoAccount *account, ConnectionReport *report)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "clinisync connection",
+												  ALLOCSET_DEFAULT_SIZES);
+	Transport  *transport = transport_create(context);
+	Transfer   *transfers[ASK_COUNT];
+	JsonbContainer *object;
+
+	memset(report, 0, sizeof(*report));
+	for (int i = 0; i < ASK_COUNT; i++)
+	{
+		char	   *url = psprintf("%s%s", account->api_url, paths[i]);
+
+		transfers[i] = cliniko_get(transport, account, url, NULL);
+		pfree(url);
+	}
+	for (int done = 0; done < ASK_COUNT;)
+	{
+		(void) transport_wait(transport, -1);
+		while (transport_next_done(transport) != NULL)
+			done++;
+	}
+
+	report->latency_us = transfers[ASK_ALL_PATIENTS]->elapsed_us;
+	report->error = read_total(transfers[ASK_ALL_PATIENTS], &report->total_patients);
+	if (report->error == CLINIKO_NO_ERROR)
+		report->error = read_total(transfers[ASK_ACTIVE_PATIENTS], &report->active_patients);
+	if ((object = read_object(transfers[ASK_ACCOUNT])) != NULL)
+	{
+		report->account_id = find_string(object, "account", "id");
+		report->account_name = find_string(object, "account", "name");
+	}
+	if ((object = read_object(transfers[ASK_USER])) != NULL)
+		report->role = find_string(object, NULL, "role");
+	MemoryContextDelete(context);
+}

@@ -1,0 +1,273 @@
+/*
+ * organization.c
+ *		What callers do to organisations and their runs, in SQL.
+ *
+ * Everything here happens in the caller's transaction. An organisation is
+ * looked for with the caller's own rights, so that one which the caller cannot
+ * see does not exist; what is then done to it is done as the tables' owner.
+ *
+ * Expects a connection to SPI. Memory: results are palloc'ed in the context
+ * that was current when SPI was connected.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+
+#include "cliniko.h"
+#include "clinisync.h"
+#include "compat.h"
+#include "organization.h"
+#include "secret.h"
+
+/* Any application's id fits: a number, a UUID, org_2xwH… */
+#define MAX_ORGANIZATION_ID_LENGTH 255
+
+/* Parameters of a statement; all of ours are nullable text or bytea. */
+typedef struct Parameters
+{
+	int			count;
+	Oid			types[6];
+	Datum		values[6];
+	char		nulls[7];
+} Parameters;
+
+static void
+add_text(Parameters *parameters, const char *text)
+{
+	int			i = parameters->count++;
+
+	parameters->types[i] = TEXTOID;
+	parameters->values[i] = text ? CStringGetTextDatum(text) : (Datum) 0;
+	parameters->nulls[i] = text ? ' ' : 'n';
+}
+
+static void
+add_bytea(Parameters *parameters, bytea *value)
+{
+	int			i = parameters->count++;
+
+	parameters->types[i] = BYTEAOID;
+	parameters->values[i] = PointerGetDatum(value);
+	parameters->nulls[i] = ' ';
+}
+
+/* Execute a statement with the rights of the moment. Answers its rows' number. */
+static uint64
+execute(const Catalog *catalog, const char *template, Parameters *parameters, bool read_only)
+{
+	int			code = SPI_execute_with_args(catalog_sql(catalog, template), parameters->count,
+											 parameters->types, parameters->values,
+											 parameters->nulls, read_only, 0);
+
+	if (code < 0)
+		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));
+	return SPI_processed;
+}
+
+static uint64
+execute_as_owner(const Catalog *catalog, const char *template, Parameters *parameters,
+				 bool read_only)
+{
+	CatalogIdentity caller;
+	uint64		rows;
+
+	catalog_become_owner(catalog, &caller);
+	rows = execute(catalog, template, parameters, read_only);
+	catalog_become(&caller);
+	return rows;
+}
+
+static Datum
+column(int number, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, number, isnull);
+}
+
+/* A text column of the row, in memory that outlives SPI, or NULL. */
+static char *
+text_column(int number)
+{
+	char	   *value = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, number);
+	char	   *copy;
+
+	if (value == NULL)
+		return NULL;
+	copy = SPI_palloc(strlen(value) + 1);
+	strcpy(copy, value);
+	return copy;
+}
+
+/* Raise an error unless this could be an organisation's id. */
+void
+organization_check_id(const char *org)
+{
+	if (org == NULL || org[0] == '\0' ||
+		pg_mbstrlen(org) > MAX_ORGANIZATION_ID_LENGTH)
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_BAD_REQUEST),
+				 errmsg("an organization id must have 1 to %d characters",
+						MAX_ORGANIZATION_ID_LENGTH),
+				 errdetail("INVALID_ORGANIZATION_ID"),
+				 errhint("Pass the id under which the organization was connected.")));
+}
+
+/* Raise an error unless the caller can see this organisation. */
+void
+organization_require(const Catalog *catalog, const char *org)
+{
+	Parameters	parameters = {0};
+
+	organization_check_id(org);
+	add_text(&parameters, org);
+	if (execute(catalog,
+				"SELECT FROM @schema@.cliniko_organizations"
+				" WHERE organization_id = $1", &parameters, true) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_NOT_FOUND),
+				 errmsg("organization not found"),
+				 errdetail("ORGANIZATION_NOT_FOUND"),
+				 errhint("Connect it with cliniko_connect(), or check the id.")));
+}
+
+/* Read an organisation that exists. */
+void
+organization_load(const Catalog *catalog, const char *org, Organization *loaded)
+{
+	Parameters	parameters = {0};
+	Datum		sealed;
+	bool		isnull;
+
+	memset(loaded, 0, sizeof(*loaded));
+	add_text(&parameters, org);
+	if (execute_as_owner(catalog,
+						 "SELECT api_key_sealed, sync_enabled, shard, name"
+						 "  FROM @schema@.cliniko_organizations"
+						 " WHERE organization_id = $1", &parameters, false) == 0)
+		return;
+	sealed = column(1, &isnull);
+	loaded->connected = !isnull;
+	if (!isnull)
+	{
+		char	   *api_key = secret_open(DatumGetByteaPP(sealed));
+
+		if (api_key)
+		{
+			loaded->api_key = SPI_palloc(strlen(api_key) + 1);
+			strcpy(loaded->api_key, api_key);
+			explicit_bzero(api_key, strlen(api_key));
+		}
+	}
+	loaded->sync_enabled = DatumGetBool(column(2, &isnull));
+	loaded->shard = text_column(3);
+	loaded->name = text_column(4);
+}
+
+/* Keep an organisation's key; a name of NULL leaves the name as it is. */
+void
+organization_connect(const Catalog *catalog, const char *org, const char *name,
+					 const char *api_key, const char *shard)
+{
+	Parameters	parameters = {0};
+
+	add_text(&parameters, org);
+	add_text(&parameters, name);
+	add_bytea(&parameters, secret_seal(api_key));
+	add_text(&parameters, shard);
+	execute_as_owner(catalog,
+					 "INSERT INTO @schema@.cliniko_organizations AS o"
+					 " (organization_id, name, api_key_sealed, shard)"
+					 " VALUES ($1, $2, $3, $4)"
+					 " ON CONFLICT (organization_id) DO UPDATE"
+					 " SET name = coalesce(excluded.name, o.name),"
+					 "     api_key_sealed = excluded.api_key_sealed,"
+					 "     shard = excluded.shard, updated_at = excluded.updated_at",
+					 &parameters, false);
+}
+
+/* Forget an organisation's key. */
+void
+organization_disconnect(const Catalog *catalog, const char *org)
+{
+	Parameters	parameters = {0};
+
+	add_text(&parameters, org);
+	execute_as_owner(catalog,
+					 "UPDATE @schema@.cliniko_organizations"
+					 "   SET api_key_sealed = NULL, shard = NULL, updated_at = now()"
+					 " WHERE organization_id = $1", &parameters, false);
+}
+
+/*
+ * Insert a run, or find the one that is running. A concurrent call for the
+ * same organisation waits here, on the index that allows one, for the other's
+ * commit.
+ */
+int64
+organization_start_run(const Catalog *catalog, const char *org, const char *operation_type,
+					   bool *started, char **running_type)
+{
+	Parameters	inserted = {0};
+	Parameters	running = {0};
+	bool		isnull;
+
+	add_text(&inserted, org);
+	add_text(&inserted, operation_type);
+	add_text(&running, org);
+	for (;;)
+	{
+		*started = execute_as_owner(catalog,
+									"INSERT INTO @schema@.sync_logs"
+									" (organization_id, operation_type, status, started_at, metadata)"
+									" VALUES ($1, $2, 'running', clock_timestamp(),"
+									"  jsonb_build_object('sync_type', $2, 'step', 'queued',"
+									"                     'progress_percent', 0,"
+									"                     'errors', '[]'::jsonb))"
+									" ON CONFLICT (organization_id) WHERE status = 'running'"
+									" DO NOTHING"
+									" RETURNING id, operation_type", &inserted, false) == 1;
+		if (!*started && execute_as_owner(catalog,
+										  "SELECT id, operation_type"
+										  "  FROM @schema@.sync_logs"
+										  " WHERE organization_id = $1 AND status = 'running'",
+										  &running, false) == 0)
+			continue;			/* it ended in between */
+		*running_type = text_column(2);
+		return DatumGetInt64(column(1, &isnull));
+	}
+}
+
+/*
+ * End an organisation's run as cancelled. The row is the truth: the worker's
+ * next transaction finds it no longer running, and undoes itself. Answers the
+ * run's id, or 0 where none is running.
+ */
+int64
+organization_cancel_run(const Catalog *catalog, const char *org)
+{
+	Parameters	parameters = {0};
+	bool		isnull;
+
+	add_text(&parameters, org);
+	add_text(&parameters, cliniko_error_code(CLINIKO_SYNC_CANCELLED));
+	add_text(&parameters, psprintf("%s %s", cliniko_error_sentence(CLINIKO_SYNC_CANCELLED),
+								   cliniko_error_hint(CLINIKO_SYNC_CANCELLED)));
+	if (execute_as_owner(catalog,
+						 "UPDATE @schema@.sync_logs l"
+						 "   SET status = 'failed', completed_at = clock_timestamp(),"
+						 "       updated_at = clock_timestamp(), error_details = $3,"
+						 "       metadata = l.metadata - '{waiting_until,waiting_for,"
+						 "estimated_remaining}'::text[] || jsonb_build_object("
+						 "           'step', 'failed', 'error_type', $2,"
+						 "           'errors', jsonb_build_array($3)"
+						 "               || coalesce(l.metadata -> 'errors', '[]'),"
+						 "           'retry_recommended', true,"
+						 "           'duration_ms', (extract(epoch FROM clock_timestamp()"
+						 "               - l.started_at) * 1000)::bigint)"
+						 " WHERE organization_id = $1 AND status = 'running'"
+						 " RETURNING id", &parameters, false) == 0)
+		return 0;
+	return DatumGetInt64(column(1, &isnull));
+}

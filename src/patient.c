@@ -1,0 +1,431 @@
+/*
+ * patient.c
+ *		One Cliniko patient as a row of the table patients.
+ *
+ * The table fields[] is the map from Cliniko's record to our columns: a field
+ * that Cliniko adds is one line here and one in sql/clinisync.sql. Until then
+ * it arrives in the column "extra", so that nothing is lost.
+ *
+ * Nothing here raises an error for what a record holds: an impossible value is
+ * reported by its column, and costs that record alone. This file knows neither
+ * SPI nor the wire. Memory: values are palloc'ed in the current context.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "utils/builtins.h"
+#include "utils/date.h"
+#include "utils/datetime.h"
+#include "utils/fmgrprotos.h"
+#include "utils/timestamp.h"
+
+#include "cliniko.h"
+#include "patient.h"
+
+/*
+ * Raised whenever fields[] changes, so that every row is written anew by the
+ * next run: rows are compared by hash, and the hash begins with this.
+ */
+#define FIELD_MAP_VERSION 1
+
+typedef enum FieldKind
+{
+	FIELD_TEXT,
+	FIELD_BOOLEAN,
+	FIELD_DATE,
+	FIELD_TIMESTAMP,
+	FIELD_JSON,
+	FIELD_LINK,					/* {"links": {"self": url}}: the id that ends the url */
+	FIELD_IMPLIED				/* carries nothing but the patient's own id */
+} FieldKind;
+
+/* In the order of memcmp() on the key, for bsearch(). */
+static const struct
+{
+	const char *key;
+	FieldKind	kind;
+	const char *column;			/* NULL: named like the key */
+}			fields[] = {
+	{"accepted_email_marketing", FIELD_BOOLEAN, NULL},
+	{"accepted_privacy_policy", FIELD_BOOLEAN, NULL},
+	{"accepted_sms_marketing", FIELD_BOOLEAN, NULL},
+	{"address_1", FIELD_TEXT, NULL},
+	{"address_2", FIELD_TEXT, NULL},
+	{"address_3", FIELD_TEXT, NULL},
+	{"appointment_notes", FIELD_TEXT, NULL},
+	{"appointments", FIELD_IMPLIED, NULL},
+	{"archived_at", FIELD_TIMESTAMP, NULL},
+	{"attendees", FIELD_IMPLIED, NULL},
+	{"city", FIELD_TEXT, NULL},
+	{"concession_type", FIELD_LINK, "concession_type_id"},
+	{"country", FIELD_TEXT, NULL},
+	{"country_code", FIELD_TEXT, NULL},
+	{"created_at", FIELD_TIMESTAMP, NULL},
+	{"custom_fields", FIELD_JSON, NULL},
+	{"date_of_birth", FIELD_DATE, NULL},
+	{"deleted_at", FIELD_TIMESTAMP, "cliniko_deleted_at"},
+	{"dva_card_number", FIELD_TEXT, NULL},
+	{"email", FIELD_TEXT, NULL},
+	{"emergency_contact", FIELD_TEXT, NULL},
+	{"first_name", FIELD_TEXT, NULL},
+	{"gender", FIELD_TEXT, NULL},
+	{"gender_identity", FIELD_TEXT, NULL},
+	{"id", FIELD_IMPLIED, NULL},
+	{"invoice_default_to", FIELD_TEXT, NULL},
+	{"invoice_email", FIELD_TEXT, NULL},
+	{"invoice_extra_information", FIELD_TEXT, NULL},
+	{"invoices", FIELD_IMPLIED, NULL},
+	{"label", FIELD_TEXT, NULL},
+	{"last_name", FIELD_TEXT, NULL},
+	{"latest_booking", FIELD_LINK, "latest_booking_id"},
+	{"links", FIELD_IMPLIED, NULL},
+	{"medical_alerts", FIELD_IMPLIED, NULL},
+	{"medicare", FIELD_TEXT, NULL},
+	{"medicare_reference_number", FIELD_TEXT, NULL},
+	{"merged_at", FIELD_TIMESTAMP, NULL},
+	{"merged_with_patient", FIELD_LINK, "merged_with_patient_id"},
+	{"notes", FIELD_TEXT, NULL},
+	{"occupation", FIELD_TEXT, NULL},
+	{"old_reference_id", FIELD_TEXT, NULL},
+	{"patient_attachments", FIELD_IMPLIED, NULL},
+	{"patient_phone_numbers", FIELD_JSON, NULL},
+	{"post_code", FIELD_TEXT, NULL},
+	{"preferred_first_name", FIELD_TEXT, NULL},
+	{"pronouns", FIELD_JSON, NULL},
+	{"receives_cancellation_emails", FIELD_BOOLEAN, NULL},
+	{"receives_confirmation_emails", FIELD_BOOLEAN, NULL},
+	{"referral_source", FIELD_TEXT, NULL},
+	{"referring_doctor", FIELD_LINK, "referring_doctor_id"},
+	{"relationships", FIELD_IMPLIED, NULL},
+	{"reminder_type", FIELD_TEXT, NULL},
+	{"sex", FIELD_TEXT, NULL},
+	{"state", FIELD_TEXT, NULL},
+	{"time_zone", FIELD_TEXT, NULL},
+	{"title", FIELD_TEXT, NULL},
+	{"updated_at", FIELD_TIMESTAMP, NULL},
+};
+
+/* Columns that are computed from the record as a whole follow the fields'. */
+enum
+{
+	COLUMN_PHONE = lengthof(fields),
+	COLUMN_EXTRA,
+	COLUMN_END
+};
+
+StaticAssertDecl(COLUMN_END <= PATIENT_MAX_COLUMNS, "PatientRow is too small");
+
+static const Oid kind_types[] = {
+	[FIELD_TEXT] = TEXTOID,
+	[FIELD_BOOLEAN] = BOOLOID,
+	[FIELD_DATE] = DATEOID,
+	[FIELD_TIMESTAMP] = TIMESTAMPTZOID,
+	[FIELD_JSON] = JSONBOID,
+	[FIELD_LINK] = INT8OID,
+	[FIELD_IMPLIED] = InvalidOid,
+};
+
+/* How many values a PatientRow has; those without a column are always NULL. */
+int
+patient_column_count(void)
+{
+	return COLUMN_END;
+}
+
+/* The column that value i of a PatientRow belongs in, or NULL for none. */
+const char *
+patient_column_name(int column)
+{
+	if (column == COLUMN_PHONE)
+		return "phone";
+	if (column == COLUMN_EXTRA)
+		return "extra";
+	if (fields[column].kind == FIELD_IMPLIED)
+		return NULL;
+	return fields[column].column ? fields[column].column : fields[column].key;
+}
+
+Oid
+patient_column_type(int column)
+{
+	if (column == COLUMN_PHONE)
+		return TEXTOID;
+	if (column == COLUMN_EXTRA)
+		return JSONBOID;
+	return kind_types[fields[column].kind];
+}
+
+/*
+ * A hash of all that Cliniko says of a patient. jsonb keeps keys sorted and
+ * once each, so equal content has equal bytes.
+ */
+int64
+patient_hash(JsonbContainer *record, int len)
+{
+	return (int64) hash_bytes_extended((const unsigned char *) record, len, FIELD_MAP_VERSION);
+}
+
+/* The index of a key in fields[], or -1. */
+static int
+find_field(const char *key, int len)
+{
+	int			low = 0;
+	int			high = lengthof(fields);
+
+	while (low < high)
+	{
+		int			middle = (low + high) / 2;
+		int			order = strncmp(key, fields[middle].key, len);
+
+		if (order == 0 && fields[middle].key[len] == '\0')
+			return middle;
+		/* equal so far: the longer key sorts later */
+		if (order <= 0)
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	return -1;
+}
+
+static bool
+is_null(const JsonbValue *value)
+{
+	return value->type == jbvNull || (value->type == jbvString && value->val.string.len == 0);
+}
+
+/* Two to four digits as a number, or -1. */
+static int
+read_digits(const char *at, int count)
+{
+	int64		value;
+
+	return cliniko_parse_int64(at, count, &value) ? (int) value : -1;
+}
+
+/* Read YYYY-MM-DD; years from 1 to 9999, days that exist. */
+static bool
+read_date(const char *at, int len, DateADT *date)
+{
+	int			year;
+	int			month;
+	int			day;
+
+	if (len != 10 || at[4] != '-' || at[7] != '-')
+		return false;
+	year = read_digits(at, 4);
+	month = read_digits(at + 5, 2);
+	day = read_digits(at + 8, 2);
+	if (year < 1 || month < 1 || month > 12 || day < 1 || day > day_tab[isleap(year)][month - 1])
+		return false;
+	*date = date2j(year, month, day) - POSTGRES_EPOCH_JDATE;
+	return true;
+}
+
+/*
+ * Read YYYY-MM-DDThh:mm:ssZ, which is all that Cliniko documents; and, in case
+ * that changes, fractions of a second and offsets from UTC.
+ */
+static bool
+read_timestamp(const char *at, int len, TimestampTz *timestamp)
+{
+	const char *end = at + len;
+	DateADT		date;
+	int			hour;
+	int			minute;
+	int			second;
+	int64		fraction = 0;
+	int			offset = 0;
+
+	if (len < 20 || !read_date(at, 10, &date) || (at[10] != 'T' && at[10] != ' ') ||
+		at[13] != ':' || at[16] != ':')
+		return false;
+	hour = read_digits(at + 11, 2);
+	minute = read_digits(at + 14, 2);
+	second = read_digits(at + 17, 2);
+	if (hour < 0 || hour > 23 || minute < 0 || minute > 59 || second < 0 || second > 60)
+		return false;
+	at += 19;
+	if (*at == '.')
+	{
+		int64		unit = USECS_PER_SEC / 10;
+
+		for (at++; at < end && *at >= '0' && *at <= '9'; at++, unit /= 10)
+			fraction += (*at - '0') * unit;
+	}
+	if (end - at == 6 && (*at == '+' || *at == '-') && at[3] == ':')
+	{
+		int			hours = read_digits(at + 1, 2);
+		int			minutes = read_digits(at + 4, 2);
+
+		if (hours < 0 || hours > 15 || minutes < 0 || minutes > 59)
+			return false;
+		offset = (hours * 60 + minutes) * (*at == '-' ? -1 : 1);
+	}
+	else if (end - at != 1 || *at != 'Z')
+		return false;
+	*timestamp = date * USECS_PER_DAY + fraction +
+		((int64) hour * 3600 + (minute - offset) * 60 + second) * USECS_PER_SEC;
+	return true;
+}
+
+/* Read {"links": {"self": "https://…/contacts/123"}} as 123. */
+static bool
+read_link(const JsonbValue *value, int64 *id)
+{
+	JsonbValue	inner;
+	const char *end;
+	const char *start;
+
+	if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data) ||
+		!cliniko_find(value->val.binary.data, "links", &inner) ||
+		inner.type != jbvBinary || !JsonContainerIsObject(inner.val.binary.data) ||
+		!cliniko_find(inner.val.binary.data, "self", &inner) || inner.type != jbvString)
+		return false;
+	start = end = inner.val.string.val + inner.val.string.len;
+	while (start > inner.val.string.val && start[-1] != '/')
+		start--;
+	return cliniko_parse_int64(start, end - start, id);
+}
+
+/* Text, or whatever else came in its place, as text. */
+static Datum
+read_text(JsonbValue *value)
+{
+	if (value->type == jbvString)
+		return PointerGetDatum(cstring_to_text_with_len(value->val.string.val,
+														value->val.string.len));
+	return CStringGetTextDatum(JsonbToCString(NULL, &JsonbValueToJsonb(value)->root, 0));
+}
+
+/* Turn one field's value into its column's. Answers false where it cannot be. */
+static bool
+read_value(FieldKind kind, JsonbValue *value, Datum *datum)
+{
+	const char *string = value->type == jbvString ? value->val.string.val : "";
+	int			len = value->type == jbvString ? value->val.string.len : 0;
+	DateADT		date;
+	int64		number;
+
+	switch (kind)
+	{
+		case FIELD_TEXT:
+			*datum = read_text(value);
+			return true;
+		case FIELD_BOOLEAN:
+			if (value->type != jbvBool)
+				return false;
+			*datum = BoolGetDatum(value->val.boolean);
+			return true;
+		case FIELD_DATE:
+			if (!read_date(string, len, &date))
+				return false;
+			*datum = DateADTGetDatum(date);
+			return true;
+		case FIELD_TIMESTAMP:
+			if (!read_timestamp(string, len, &number))
+				return false;
+			*datum = TimestampTzGetDatum(number);
+			return true;
+		case FIELD_JSON:
+			*datum = JsonbPGetDatum(JsonbValueToJsonb(value));
+			return true;
+		case FIELD_LINK:
+			if (!read_link(value, &number))
+				return false;
+			*datum = Int64GetDatum(number);
+			return true;
+		case FIELD_IMPLIED:
+			break;
+	}
+	return false;
+}
+
+/*
+ * The number to call: the first mobile one, else the first. Cliniko's order is
+ * not documented as meaningful, its types are.
+ */
+static bool
+read_phone(const JsonbValue *numbers, Datum *datum)
+{
+	JsonbContainer *list;
+	bool		found = false;
+
+	if (numbers->type != jbvBinary || !JsonContainerIsArray(numbers->val.binary.data))
+		return false;
+	list = numbers->val.binary.data;
+	for (int i = 0; i < JsonContainerSize(list); i++)
+	{
+		JsonbValue *entry = getIthJsonbValueFromContainer(list, i);
+		JsonbValue	number;
+		JsonbValue	type;
+		bool		mobile;
+
+		if (entry->type != jbvBinary || !JsonContainerIsObject(entry->val.binary.data) ||
+			!cliniko_find(entry->val.binary.data, "number", &number) ||
+			number.type != jbvString || is_null(&number))
+			continue;
+		mobile = cliniko_find(entry->val.binary.data, "phone_type", &type) &&
+			type.type == jbvString && type.val.string.len == strlen("Mobile") &&
+			memcmp(type.val.string.val, "Mobile", strlen("Mobile")) == 0;
+		if (mobile || !found)
+			*datum = read_text(&number);
+		found = true;
+		if (mobile)
+			break;
+	}
+	return found;
+}
+
+/*
+ * Turn a record into a row. Absent values, which Cliniko sends as null, as ""
+ * or not at all, become NULL. Where a value is impossible, row->bad_column
+ * names its column.
+ */
+void
+patient_read(JsonbContainer *record, PatientRow *row)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(record);
+	JsonbParseState *extra = NULL;
+	JsonbIteratorToken token;
+	JsonbValue	key;
+	JsonbValue	value;
+
+	memset(row->nulls, true, sizeof(row->nulls));
+	row->bad_column = NULL;
+	while ((token = JsonbIteratorNext(&iterator, &key, true)) != WJB_DONE)
+	{
+		int			field;
+
+		if (token != WJB_KEY)
+			continue;
+		(void) JsonbIteratorNext(&iterator, &value, true);
+		field = find_field(key.val.string.val, key.val.string.len);
+		if (field < 0)
+		{
+			if (extra == NULL)
+				pushJsonbValue(&extra, WJB_BEGIN_OBJECT, NULL);
+			pushJsonbValue(&extra, WJB_KEY, &key);
+			pushJsonbValue(&extra, WJB_VALUE, &value);
+			continue;
+		}
+		if (fields[field].kind == FIELD_IMPLIED || is_null(&value))
+			continue;
+		if (read_value(fields[field].kind, &value, &row->values[field]))
+			row->nulls[field] = false;
+		else if (row->bad_column == NULL)
+			row->bad_column = patient_column_name(field);
+	}
+
+	if (cliniko_find(record, "patient_phone_numbers", &value) &&
+		read_phone(&value, &row->values[COLUMN_PHONE]))
+		row->nulls[COLUMN_PHONE] = false;
+	if (extra != NULL)
+	{
+		JsonbValue *object = pushJsonbValue(&extra, WJB_END_OBJECT, NULL);
+
+		row->values[COLUMN_EXTRA] = JsonbPGetDatum(JsonbValueToJsonb(object));
+		row->nulls[COLUMN_EXTRA] = false;
+	}
+}

@@ -1,0 +1,28 @@
+/*
+ * patient.h
+ *		One Cliniko patient as a row of the table patients.
+ */
+#ifndef CLINISYNC_PATIENT_H
+#define CLINISYNC_PATIENT_H
+
+#include "postgres.h"
+
+#include "utils/jsonb.h"
+
+/* Room for the columns that patient.c fills; checked when it starts. */
+#define PATIENT_MAX_COLUMNS 64
+
+typedef struct PatientRow
+{
+	Datum		values[PATIENT_MAX_COLUMNS];
+	bool		nulls[PATIENT_MAX_COLUMNS];
+	const char *bad_column;		/* the column whose value is impossible, or NULL */
+} PatientRow;
+
+extern int	patient_column_count(void);
+extern const char *patient_column_name(int column);
+extern Oid	patient_column_type(int column);
+extern int64 patient_hash(JsonbContainer *record, int len);
+extern void patient_read(JsonbContainer *record, PatientRow *row);
+
+#endif							/* CLINISYNC_PATIENT_H */

@@ -1,0 +1,454 @@
+/*
+ * run.c
+ *		What is known of one run, and how it is told.
+ *
+ * A run has two faces, both JSON: sync_logs.metadata, which front ends read
+ * (its keys are the callers' contract), and sync_logs.checkpoint, from which
+ * another worker resumes it. Both are written here and the latter read here,
+ * and nowhere else.
+ *
+ * This file knows neither SPI nor the wire. Everything in a Run lives in its
+ * context and ends with run_free(); JSON is palloc'ed in the current one.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/json.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "clinisync.h"
+#include "run.h"
+
+static const char *const steps[] = {
+	[RUN_QUEUED] = "queued",
+	[RUN_CONNECTING] = "connecting",
+	[RUN_FETCHING] = "fetching",
+	[RUN_STORING] = "storing",
+	[RUN_WAITING] = "waiting",
+	[RUN_COMPLETED] = "completed",
+	[RUN_FAILED] = "failed",
+};
+
+/* Counters that a resumed run takes over, by their name in the checkpoint. */
+static const struct
+{
+	const char *name;
+	size_t		offset;
+}			counters[] = {
+	{"found", offsetof(Run, found)},
+	{"pages", offsetof(Run, state.pages)},
+	{"inserted", offsetof(Run, state.inserted)},
+	{"updated", offsetof(Run, state.updated)},
+	{"unchanged", offsetof(Run, state.unchanged)},
+	{"failed", offsetof(Run, state.failed)},
+	{"archived", offsetof(Run, state.archived)},
+	{"restored", offsetof(Run, state.restored)},
+	{"requests", offsetof(Run, requests)},
+	{"retries", offsetof(Run, retries)},
+	{"rate_limited", offsetof(Run, rate_limited)},
+	{"api_us", offsetof(Run, api_us)},
+	{"database_us", offsetof(Run, database_us)},
+};
+
+static int64 *
+counter(const Run *run, int i)
+{
+	return (int64 *) ((char *) run + counters[i].offset);
+}
+
+/* Make a run of which nothing is known yet. */
+Run *
+run_create(MemoryContext parent)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "clinisync run",
+												  ALLOCSET_DEFAULT_SIZES);
+	Run		   *run = MemoryContextAllocZero(context, sizeof(Run));
+
+	run->context = context;
+	run->errors = MemoryContextAllocZero(context, sizeof(char *) * RUN_MAX_ERRORS);
+	run->state.cursor.page = 1;
+	run->found = -1;
+	return run;
+}
+
+/* Free a run; its API key is overwritten first. */
+void
+run_free(Run *run)
+{
+	if (run->api_key)
+		explicit_bzero(run->api_key, strlen(run->api_key));
+	MemoryContextDelete(run->context);
+}
+
+/* Patients that are in the table as Cliniko has them. */
+int64
+run_success(const Run *run)
+{
+	return run->state.inserted + run->state.updated + run->state.unchanged;
+}
+
+/* Patients of which it is known what became of them. */
+int64
+run_accounted(const Run *run)
+{
+	return run_success(run) + run->state.failed;
+}
+
+/* Keep a sentence on a failure, without any value of a patient's in it. */
+void
+run_add_error(Run *run, const char *format, ...)
+{
+	MemoryContext old_context;
+	StringInfoData text;
+
+	if (run->state.nerrors >= RUN_MAX_ERRORS)
+		return;
+	old_context = MemoryContextSwitchTo(run->context);
+	initStringInfo(&text);
+	for (;;)
+	{
+		va_list		args;
+		int			needed;
+
+		va_start(args, format);
+		needed = appendStringInfoVA(&text, format, args);
+		va_end(args);
+		if (needed == 0)
+			break;
+		enlargeStringInfo(&text, needed);
+	}
+	run->errors[run->state.nerrors++] = text.data;
+	MemoryContextSwitchTo(old_context);
+}
+
+bool
+run_has_seen(const Run *run, int64 id)
+{
+	for (int i = 0; i < run->state.nseen; i++)
+	{
+		if (run->seen[i] == id)
+			return true;
+	}
+	return false;
+}
+
+void
+run_add_seen(Run *run, int64 id)
+{
+	if (run->state.nseen == run->seen_size)
+	{
+		int			larger = Max(run->seen_size * 2, 128);
+		int64	   *seen = MemoryContextAlloc(run->context, sizeof(int64) * larger);
+
+		if (run->seen)
+		{
+			memcpy(seen, run->seen, sizeof(int64) * run->seen_size);
+			pfree(run->seen);
+		}
+		run->seen = seen;
+		run->seen_size = larger;
+	}
+	run->seen[run->state.nseen++] = id;
+}
+
+/* Decide that a run has failed. detail: one more fact, or NULL. */
+void
+run_fail(Run *run, ClinikoError error, const char *detail)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(run->context);
+
+	run->error = error;
+	run->step = RUN_FAILED;
+	run->waiting_until = 0;
+	run->error_details = psprintf("%s%s%s %s", cliniko_error_sentence(error),
+								  detail ? " " : "", detail ? detail : "",
+								  cliniko_error_hint(error));
+	MemoryContextSwitchTo(old_context);
+}
+
+/* Enumerate from the beginning, in another order: everything is counted anew. */
+void
+run_start_over(Run *run, ClinikoOrder order)
+{
+	memset(&run->state, 0, sizeof(run->state));
+	run->state.cursor.order = order;
+	run->state.cursor.page = 1;
+	run->began_with = 0;
+	run->found = -1;
+}
+
+/* Patients a second since this worker took the run up. */
+static double
+run_rate(const Run *run)
+{
+	double		seconds = (GetCurrentTimestamp() - run->began_at) / 1000000.0;
+
+	return seconds > 0 ? (run_accounted(run) - run->began_with) / seconds : 0;
+}
+
+/* Raise the percentage to where the counters stand. */
+void
+run_update_percent(Run *run)
+{
+	double		percent = run->found > 0 ? 100.0 * run_accounted(run) / run->found : 0;
+
+	if (run->step == RUN_COMPLETED)
+		percent = 100;
+	percent = Min(floor(percent * 10) / 10, 100);
+	run->percent = Max(run->percent, percent);
+}
+
+/* "2 seconds", "1 minute", "3 hours" */
+static void
+append_span(StringInfo json, int64 seconds)
+{
+	static const struct
+	{
+		int64		seconds;
+		const char *unit;
+	}			units[] = {{3600, "hour"}, {60, "minute"}, {1, "second"}};
+	int			i = 0;
+	int64		count;
+
+	/* the largest unit of which there are at least two, for a steady reading */
+	while (i < lengthof(units) - 1 && seconds < 2 * units[i].seconds)
+		i++;
+	count = (seconds + units[i].seconds - 1) / units[i].seconds;
+	appendStringInfo(json, "\"" INT64_FORMAT " %s%s\"", count, units[i].unit,
+					 count == 1 ? "" : "s");
+}
+
+static void
+append_time(StringInfo json, const char *key, TimestampTz moment)
+{
+	char		text[MAXDATELEN + 1];
+	int			utc = 0;
+
+	JsonEncodeDateTime(text, TimestampTzGetDatum(moment), TIMESTAMPTZOID, &utc);
+	appendStringInfo(json, ", \"%s\": \"%s\"", key, text);
+}
+
+/* What a run that is under way says of itself beyond the counters. */
+static void
+append_outlook(StringInfo json, Run *run)
+{
+	double		rate = run_rate(run);
+
+	if (run->step == RUN_WAITING)
+	{
+		append_time(json, "waiting_until", run->waiting_until);
+		appendStringInfo(json, ", \"waiting_for\": ");
+		escape_json(json, run->waiting_for);
+	}
+	if (run->found < 0)
+		return;
+	appendStringInfo(json, ", \"patients_per_second\": %.0f", rate);
+	if (rate > 0 && run->found > run_accounted(run))
+	{
+		appendStringInfoString(json, ", \"estimated_remaining\": ");
+		append_span(json, (int64) ceil((run->found - run_accounted(run)) / rate));
+	}
+}
+
+/* What a run that has ended says of itself. */
+static void
+append_outcome(StringInfo json, Run *run)
+{
+	int64		duration_us = GetCurrentTimestamp() - run->started_at;
+
+	appendStringInfo(json,
+					 ", \"archived\": " INT64_FORMAT ", \"deleted\": 0"
+					 ", \"restored\": " INT64_FORMAT ", \"duration_ms\": " INT64_FORMAT
+					 ", \"api_ms\": " INT64_FORMAT ", \"database_ms\": " INT64_FORMAT,
+					 run->state.archived, run->state.restored, duration_us / 1000,
+					 run->api_us / 1000, run->database_us / 1000);
+	if (run->found >= 0)
+		appendStringInfo(json, ", \"patients_per_second\": %.0f, \"success_rate\": %.1f",
+						 run_rate(run),
+						 run->found > 0 ? floor(1000.0 * run_success(run) / run->found) / 10 : 100.0);
+	if (run->step == RUN_FAILED)
+		appendStringInfo(json, ", \"error_type\": \"%s\", \"retry_recommended\": %s",
+						 cliniko_error_code(run->error),
+						 cliniko_error_retry_recommended(run->error) ? "true" : "false");
+}
+
+/* The errors, which front ends join: a failed run always has one. */
+static void
+append_errors(StringInfo json, Run *run)
+{
+	const char *separator = "";
+
+	appendStringInfoString(json, ", \"errors\": [");
+	if (run->step == RUN_FAILED)
+	{
+		escape_json(json, run->error_details);
+		separator = ", ";
+	}
+	for (int i = 0; i < run->state.nerrors; i++)
+	{
+		appendStringInfoString(json, separator);
+		escape_json(json, run->errors[i]);
+		separator = ", ";
+	}
+	appendStringInfoChar(json, ']');
+}
+
+/*
+ * The run as callers see it: sync_logs.metadata. patients_found and
+ * patients_stored appear when there is something to say, because front ends
+ * tell the steps of a run apart by them.
+ */
+char *
+run_metadata(Run *run)
+{
+	StringInfoData json;
+
+	run_update_percent(run);
+	initStringInfo(&json);
+	appendStringInfo(&json, "{\"sync_type\": \"%s\", \"step\": \"%s\", \"progress_percent\": %.1f",
+					 run->operation_type, steps[run->step], run->percent);
+	if (run->found >= 0)
+	{
+		int64		total_pages = (run->found + clinisync_page_size - 1) / clinisync_page_size;
+
+		appendStringInfo(&json, ", \"patients_found\": " INT64_FORMAT
+						 ", \"current_page\": " INT64_FORMAT ", \"total_pages\": " INT64_FORMAT,
+						 run->found, Min(run->state.pages + 1, total_pages), total_pages);
+	}
+	if (run_accounted(run) > 0 || run->step == RUN_COMPLETED)
+		appendStringInfo(&json, ", \"patients_stored\": " INT64_FORMAT
+						 ", \"inserted\": " INT64_FORMAT ", \"updated\": " INT64_FORMAT
+						 ", \"unchanged\": " INT64_FORMAT,
+						 run_success(run), run->state.inserted, run->state.updated,
+						 run->state.unchanged);
+	appendStringInfo(&json, ", \"api_requests\": " INT64_FORMAT ", \"retries\": " INT64_FORMAT
+					 ", \"rate_limited\": " INT64_FORMAT,
+					 run->requests, run->retries, run->rate_limited);
+	if (run->step == RUN_COMPLETED || run->step == RUN_FAILED)
+		append_outcome(&json, run);
+	else
+		append_outlook(&json, run);
+	append_errors(&json, run);
+	appendStringInfoChar(&json, '}');
+	return json.data;
+}
+
+/* Where the run resumes, and with which counters: sync_logs.checkpoint. */
+char *
+run_checkpoint(const Run *run)
+{
+	const ClinikoCursor *cursor = &run->state.cursor;
+	StringInfoData json;
+
+	initStringInfo(&json);
+	if (cursor->order == CLINIKO_BY_ID)
+		appendStringInfo(&json, "{\"order\": \"id\", \"after_id\": \"" INT64_FORMAT "\"",
+						 cursor->after_id);
+	else
+	{
+		/* page numbers are not kept: with what was seen, the first page will do */
+		appendStringInfoString(&json, "{\"order\": \"created_at\", \"since\": ");
+		escape_json(&json, cursor->since);
+		appendStringInfoString(&json, ", \"seen\": [");
+		for (int i = 0; i < run->state.nseen; i++)
+			appendStringInfo(&json, "%s\"" INT64_FORMAT "\"", i > 0 ? ", " : "", run->seen[i]);
+		appendStringInfoChar(&json, ']');
+	}
+	for (int i = 0; i < lengthof(counters); i++)
+	{
+		if (*counter(run, i) >= 0)
+			appendStringInfo(&json, ", \"%s\": \"" INT64_FORMAT "\"",
+							 counters[i].name, *counter(run, i));
+	}
+	appendStringInfo(&json, ", \"percent\": \"%.1f\"}", run->percent);
+	return json.data;
+}
+
+/* A string of a JSON object, or NULL. */
+static char *
+find_string(JsonbContainer *object, const char *key)
+{
+	JsonbValue	value;
+
+	if (!cliniko_find(object, key, &value) || value.type != jbvString)
+		return NULL;
+	return pnstrdup(value.val.string.val, value.val.string.len);
+}
+
+static int64
+to_int64(const char *digits)
+{
+	int64		value = 0;
+
+	if (digits)
+		(void) cliniko_parse_int64(digits, strlen(digits), &value);
+	return value;
+}
+
+/* Strings of a JSON array, one at a time. */
+static char *
+array_string(JsonbContainer *array, int i)
+{
+	JsonbValue *element = getIthJsonbValueFromContainer(array, i);
+
+	if (element == NULL || element->type != jbvString)
+		return NULL;
+	return pnstrdup(element->val.string.val, element->val.string.len);
+}
+
+static JsonbContainer *
+find_array(JsonbContainer *object, const char *key)
+{
+	JsonbValue	value;
+
+	if (!cliniko_find(object, key, &value) || value.type != jbvBinary ||
+		!JsonContainerIsArray(value.val.binary.data))
+		return NULL;
+	return value.val.binary.data;
+}
+
+/* Take up a run where its checkpoint left it. Either may be NULL. */
+void
+run_restore(Run *run, Jsonb *checkpoint, Jsonb *metadata)
+{
+	JsonbContainer *list;
+	char	   *text;
+
+	if (checkpoint == NULL || !JB_ROOT_IS_OBJECT(checkpoint))
+		return;
+	text = find_string(&checkpoint->root, "order");
+	if (text && strcmp(text, "created_at") == 0)
+	{
+		run->state.cursor.order = CLINIKO_BY_CREATION;
+		if ((text = find_string(&checkpoint->root, "since")) != NULL)
+			strlcpy(run->state.cursor.since, text, CLINIKO_TIME_SIZE);
+		list = find_array(&checkpoint->root, "seen");
+		for (int i = 0; list != NULL && i < JsonContainerSize(list); i++)
+			run_add_seen(run, to_int64(array_string(list, i)));
+	}
+	else
+		run->state.cursor.after_id = to_int64(find_string(&checkpoint->root, "after_id"));
+	for (int i = 0; i < lengthof(counters); i++)
+	{
+		if ((text = find_string(&checkpoint->root, counters[i].name)) != NULL)
+			*counter(run, i) = to_int64(text);
+	}
+	if ((text = find_string(&checkpoint->root, "percent")) != NULL)
+		run->percent = atof(text);
+	run->began_with = run_accounted(run);
+
+	if (metadata == NULL || !JB_ROOT_IS_OBJECT(metadata))
+		return;
+	list = find_array(&metadata->root, "errors");
+	for (int i = 0; list != NULL && i < JsonContainerSize(list); i++)
+	{
+		if ((text = array_string(list, i)) != NULL)
+			run_add_error(run, "%s", text);
+	}
+}

@@ -1,0 +1,722 @@
+/*
+ * store.c
+ *		Everything of a run that is SQL: list, load, progress, batches, the end.
+ *
+ * Each function here is one transaction, from beginning to end: patients,
+ * counters, checkpoint and NOTIFY commit together, and nothing is held when it
+ * returns. An error inside is caught in one place, transaction(), and becomes
+ * a StoreResult.
+ *
+ * A batch is stored in one statement. If the table refuses it, the transaction
+ * is rolled back and done again record by record, each in a subtransaction, so
+ * that a bad record costs one record. What is kept of such an error is its
+ * SQLSTATE and the names of constraint and column, never the message: that may
+ * hold a patient's data.
+ *
+ * Statements are prepared once in a session. Memory: what a transaction needs
+ * ends with it; results are copied to the context that the caller names.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/async.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/json.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "catalog.h"
+#include "clinisync.h"
+#include "compat.h"
+#include "patient.h"
+#include "secret.h"
+#include "store.h"
+
+#define NOTIFY_CHANNEL "clinisync"
+
+/* What a transaction does; raises an error to undo it all. */
+typedef void (*Work) (const Catalog *catalog, void *arg);
+
+/* The SQLSTATE of the last transaction that failed. */
+static int	last_sqlstate;
+
+/* Where the tables were when they were last seen; for store_save_farewell(). */
+static Catalog last_catalog;
+
+const char *
+store_last_sqlstate(void)
+{
+	return unpack_sql_state(last_sqlstate);
+}
+
+/*
+ * Whether an error is about the record that was being written, rather than
+ * about the state of the database: data, constraints, what triggers raise.
+ */
+static bool
+is_about_record(int sqlstate)
+{
+	static const char *const others[] = {
+		"08", "0A", "25", "26", "28", "2D", "34", "3D", "3F", "40", "42", "53",
+		"55", "57", "58", "F0", "HV", "XX", "PT"
+	};
+	const char *code = unpack_sql_state(sqlstate);
+
+	for (int i = 0; i < lengthof(others); i++)
+	{
+		if (strncmp(code, others[i], 2) == 0)
+			return false;
+	}
+	return true;
+}
+
+static StoreResult
+classify(int sqlstate)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+			return STORE_BUSY;
+	}
+	switch (sqlstate)
+	{
+		case ERRCODE_CLINISYNC_GONE:
+			return STORE_NOT_RUNNING;
+		case ERRCODE_LOCK_NOT_AVAILABLE:
+		case ERRCODE_QUERY_CANCELED:
+		case ERRCODE_OBJECT_IN_USE:
+			return STORE_BUSY;
+	}
+	return STORE_FAILED;
+}
+
+/*
+ * Keep where the tables are beyond the transaction. Whatever search_path the
+ * database has set, names in our statements, and in triggers that users attach
+ * to the tables, mean what they mean in the tables' schema.
+ */
+static void
+remember(const Catalog *catalog)
+{
+	if (last_catalog.schema == NULL || strcmp(last_catalog.schema, catalog->schema) != 0)
+	{
+		last_catalog.schema = MemoryContextStrdup(TopMemoryContext, catalog->schema);
+		SetConfigOption("search_path",
+						psprintf("pg_catalog, %s, pg_temp", catalog->schema),
+						PGC_USERSET, PGC_S_OVERRIDE);
+	}
+	last_catalog.owner = catalog->owner;
+}
+
+/*
+ * Run some work in a transaction of its own, as the tables' owner. The owner's
+ * identity lasts through the commit, so that deferred triggers do not run as
+ * anybody else.
+ */
+static StoreResult
+transaction(Work work, void *arg, bool farewell)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile StoreResult result = STORE_DONE;
+
+	PG_TRY();
+	{
+		CatalogIdentity worker;
+		Catalog		catalog;
+
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		if (farewell)
+			catalog = last_catalog;
+		else if (!catalog_find(&catalog) || catalog.missing)
+			result = STORE_UNINSTALLED;
+		else
+			remember(&catalog);
+
+		if (result == STORE_UNINSTALLED)
+			AbortCurrentTransaction();
+		else
+		{
+			catalog_become_owner(&catalog, &worker);
+			SPI_connect();
+			PushActiveSnapshot(GetTransactionSnapshot());
+			work(&catalog, arg);
+			PopActiveSnapshot();
+			SPI_finish();
+			CommitTransactionCommand();
+			catalog_become(&worker);
+		}
+	}
+	PG_CATCH();
+	{
+		last_sqlstate = geterrcode();
+		AbortCurrentTransaction();
+		FlushErrorState();
+		result = is_about_record(last_sqlstate) ? STORE_FAILED : classify(last_sqlstate);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	pgstat_report_stat(false);
+	return result;
+}
+
+/* Prepare a statement when it is first used in this session. */
+static SPIPlanPtr
+prepare(SPIPlanPtr *plan, const Catalog *catalog, const char *template, int nargs, Oid *types)
+{
+	if (*plan == NULL)
+	{
+		SPIPlanPtr	fresh = SPI_prepare(catalog_sql(catalog, template), nargs, types);
+
+		if (fresh == NULL)
+			elog(ERROR, "could not prepare a statement: %s", SPI_result_code_string(SPI_result));
+		SPI_keepplan(fresh);
+		*plan = fresh;
+	}
+	return *plan;
+}
+
+static void
+execute(SPIPlanPtr plan, Datum *values, const char *nulls, int expected)
+{
+	int			code = SPI_execute_plan(plan, values, nulls, false, 0);
+
+	if (code != expected)
+		elog(ERROR, "unexpected result of a statement: %s", SPI_result_code_string(code));
+}
+
+static Datum
+column(uint64 row, int number, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, isnull);
+}
+
+/*
+ * Listing and loading
+ */
+
+typedef struct ListArg
+{
+	MemoryContext context;
+	StoreRunKey *keys;
+	int			nkeys;
+} ListArg;
+
+static void
+list_running(const Catalog *catalog, void *arg)
+{
+	static SPIPlanPtr plan;
+	ListArg    *list = arg;
+	MemoryContext old_context;
+
+	settings_refresh();
+	prepare(&plan, catalog,
+			"SELECT id, organization_id"
+			"  FROM @schema@.sync_logs"
+			" WHERE status = 'running'"
+			" ORDER BY id", 0, NULL);
+	execute(plan, NULL, NULL, SPI_OK_SELECT);
+
+	old_context = MemoryContextSwitchTo(list->context);
+	list->nkeys = SPI_processed;
+	list->keys = palloc(sizeof(StoreRunKey) * Max(list->nkeys, 1));
+	for (int i = 0; i < list->nkeys; i++)
+	{
+		bool		isnull;
+
+		list->keys[i].id = DatumGetInt64(column(i, 1, &isnull));
+		list->keys[i].organization_id = TextDatumGetCString(column(i, 2, &isnull));
+	}
+	MemoryContextSwitchTo(old_context);
+}
+
+/* List all runs that are running, oldest first, and take over new settings. */
+StoreResult
+store_list_running(MemoryContext context, StoreRunKey **keys, int *nkeys)
+{
+	ListArg		list = {.context = context};
+	StoreResult result = transaction(list_running, &list, false);
+
+	*keys = list.keys;
+	*nkeys = result == STORE_DONE ? list.nkeys : 0;
+	return result;
+}
+
+typedef struct LoadArg
+{
+	const StoreRunKey *key;
+	Run		   *run;
+} LoadArg;
+
+static void
+load_run(const Catalog *catalog, void *arg)
+{
+	static SPIPlanPtr plan;
+	LoadArg    *load = arg;
+	Run		   *run = load->run;
+	Oid			types[] = {TEXTOID, INT8OID};
+	Datum		values[] = {
+		CStringGetTextDatum(load->key->organization_id),
+		Int64GetDatum(load->key->id)
+	};
+	MemoryContext old_context;
+	Datum		value;
+	bool		isnull;
+
+	prepare(&plan, catalog,
+			"SELECT l.operation_type, l.started_at, l.checkpoint, l.metadata,"
+			"       o.api_key_sealed, o.shard"
+			"  FROM @schema@.sync_logs l"
+			"  LEFT JOIN @schema@.cliniko_organizations o"
+			"         ON o.organization_id = l.organization_id"
+			" WHERE l.organization_id = $1 AND l.id = $2 AND l.status = 'running'", 2, types);
+	execute(plan, values, NULL, SPI_OK_SELECT);
+	if (SPI_processed != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_GONE),
+				 errmsg("the run is not running")));
+
+	old_context = MemoryContextSwitchTo(run->context);
+	run->id = load->key->id;
+	run->organization_id = pstrdup(load->key->organization_id);
+	run->operation_type = TextDatumGetCString(column(0, 1, &isnull));
+	run->started_at = DatumGetTimestampTz(column(0, 2, &isnull));
+	value = column(0, 5, &isnull);
+	if (!isnull)
+		run->api_key = secret_open(DatumGetByteaPP(value));
+	value = column(0, 6, &isnull);
+	if (!isnull)
+		run->shard = TextDatumGetCString(value);
+	MemoryContextSwitchTo(old_context);
+
+	value = column(0, 3, &isnull);
+	if (!isnull)
+	{
+		Jsonb	   *checkpoint = DatumGetJsonbP(value);
+
+		value = column(0, 4, &isnull);
+		run_restore(run, checkpoint, isnull ? NULL : DatumGetJsonbP(value));
+	}
+}
+
+/*
+ * Read a run with its organisation, to begin it or to resume it. Where its API
+ * key is missing or unreadable, run->api_key is NULL.
+ */
+StoreResult
+store_load_run(MemoryContext parent, const StoreRunKey *key, Run **run)
+{
+	LoadArg		load = {.key = key, .run = run_create(parent)};
+	StoreResult result = transaction(load_run, &load, false);
+
+	if (result == STORE_DONE)
+		*run = load.run;
+	else
+		run_free(load.run);
+	return result;
+}
+
+/*
+ * Progress
+ */
+
+/* Write what the run says of itself, and tell who listens. */
+static void
+save_progress(const Catalog *catalog, void *arg)
+{
+	static SPIPlanPtr plan;
+	Run		   *run = arg;
+	bool		ended = (run->step == RUN_COMPLETED || run->step == RUN_FAILED);
+	const char *status = run->step == RUN_COMPLETED ? "completed" :
+		run->step == RUN_FAILED ? "failed" : "running";
+	Oid			types[] = {TEXTOID, INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID,
+		TEXTOID, TEXTOID, TEXTOID, BOOLOID};
+	Datum		values[] = {
+		CStringGetTextDatum(run->organization_id),
+		Int64GetDatum(run->id),
+		CStringGetTextDatum(status),
+		Int64GetDatum(Max(run->found, 0)),
+		Int64GetDatum(run_success(run)),
+		Int64GetDatum(run->state.failed),
+		CStringGetTextDatum(run_metadata(run)),
+		run->error ? CStringGetTextDatum(run->error_details) : (Datum) 0,
+		CStringGetTextDatum(run_checkpoint(run)),
+		BoolGetDatum(ended)
+	};
+	char		nulls[] = "          ";
+	StringInfoData payload;
+
+	nulls[7] = run->error ? ' ' : 'n';
+	prepare(&plan, catalog,
+			"UPDATE @schema@.sync_logs"
+			"   SET status = $3, records_processed = $4, records_success = $5,"
+			"       records_failed = $6, metadata = $7::jsonb, error_details = $8,"
+			"       checkpoint = $9::jsonb, updated_at = clock_timestamp(),"
+			"       completed_at = CASE WHEN $10 THEN clock_timestamp() END"
+			" WHERE organization_id = $1 AND id = $2 AND status = 'running'", 10, types);
+	execute(plan, values, nulls, SPI_OK_UPDATE);
+	if (SPI_processed != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_GONE),
+				 errmsg("the run is no longer running")));
+
+	initStringInfo(&payload);
+	appendStringInfoString(&payload, "{\"organization_id\": ");
+	escape_json(&payload, run->organization_id);
+	appendStringInfo(&payload, ", \"sync_id\": " INT64_FORMAT ", \"status\": \"%s\""
+					 ", \"progress_percent\": %.1f}", run->id, status, run->percent);
+	Async_Notify(NOTIFY_CHANNEL, payload.data);
+}
+
+/* Commit what the run says of itself: a step, a wait, or its end. */
+StoreResult
+store_save_progress(Run *run)
+{
+	return transaction(save_progress, run, false);
+}
+
+/*
+ * Commit a run's end after the extension was dropped: the tables are the
+ * user's and still there, and no row of theirs may say "running" for ever.
+ */
+StoreResult
+store_save_farewell(Run *run)
+{
+	return transaction(save_progress, run, true);
+}
+
+/*
+ * Batches
+ */
+
+typedef struct BatchArg
+{
+	Run		   *run;
+	ClinikoRecord *records;
+	int			nrecords;
+	bool		one_by_one;
+} BatchArg;
+
+/* A record on its way into the table. */
+typedef struct Change
+{
+	int64		id;
+	int64		hash;
+	bool		known;			/* there is a row with another hash */
+	bool		restored;		/* that row was marked as deleted */
+	PatientRow	row;
+} Change;
+
+/* Tell which records changed: those whose hash the table does not have. */
+static int
+find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
+{
+	static SPIPlanPtr plan;
+	Run		   *run = batch->run;
+	Oid			types[] = {TEXTOID, INT8ARRAYOID};
+	Datum	   *ids = palloc(sizeof(Datum) * batch->nrecords);
+	Datum		values[2];
+	int			nids = 0;
+	int			nchanges = 0;
+	int64	   *known_ids;
+	uint64		nknown;
+
+	for (int i = 0; i < batch->nrecords; i++)
+	{
+		if (batch->records[i].id > 0)
+			ids[nids++] = Int64GetDatum(batch->records[i].id);
+	}
+	values[0] = CStringGetTextDatum(run->organization_id);
+	values[1] = PointerGetDatum(construct_array(ids, nids, INT8OID, sizeof(int64),
+												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	prepare(&plan, catalog,
+			"SELECT cliniko_patient_id, record_hash,"
+			"       deleted_at IS NOT NULL, missing_sync_id IS NOT NULL"
+			"  FROM @schema@.patients"
+			" WHERE organization_id = $1 AND cliniko_patient_id = ANY ($2)", 2, types);
+	execute(plan, values, NULL, SPI_OK_SELECT);
+
+	nknown = SPI_processed;
+	known_ids = palloc(sizeof(int64) * Max(nknown, 1));
+	for (uint64 k = 0; k < nknown; k++)
+	{
+		bool		isnull;
+
+		known_ids[k] = DatumGetInt64(column(k, 1, &isnull));
+	}
+
+	for (int i = 0; i < batch->nrecords; i++)
+	{
+		ClinikoRecord *record = &batch->records[i];
+		Change	   *change = &changes[nchanges];
+
+		if (record->id <= 0)
+		{
+			run->state.failed++;
+			run_add_error(run, "A patient without a usable id");
+			continue;
+		}
+		change->id = record->id;
+		change->hash = patient_hash(record->json, record->json_len);
+		change->known = change->restored = false;
+		for (uint64 k = 0; k < nknown; k++)
+		{
+			bool		no_hash;
+			bool		missing;
+			bool		isnull;
+			int64		hash;
+
+			if (known_ids[k] != record->id)
+				continue;
+			hash = DatumGetInt64(column(k, 2, &no_hash));
+			change->restored = DatumGetBool(column(k, 3, &isnull));
+			missing = DatumGetBool(column(k, 4, &isnull));
+			change->known = true;
+			if (!no_hash && hash == change->hash && !change->restored && !missing)
+				change = NULL;
+			break;
+		}
+		run->state.archived += record->archived;
+		if (change == NULL)
+		{
+			run->state.unchanged++;
+			continue;
+		}
+		patient_read(record->json, &change->row);
+		if (change->row.bad_column)
+		{
+			run->state.failed++;
+			run_add_error(run, "Patient ID " INT64_FORMAT ": %s has an impossible value",
+						  record->id, change->row.bad_column);
+			continue;
+		}
+		nchanges++;
+	}
+	return nchanges;
+}
+
+/*
+ * Build the upsert from the column map. Every column is an array, of which
+ * unnest() makes the rows; the last three parameters are ours.
+ */
+static char *
+upsert_sql(Oid *types, int *nargs)
+{
+	StringInfoData columns;
+	StringInfoData arrays;
+	StringInfoData updates;
+	int			n = 0;
+
+	initStringInfo(&columns);
+	initStringInfo(&arrays);
+	initStringInfo(&updates);
+	types[n++] = TEXTOID;
+	types[n++] = TIMESTAMPTZOID;
+	types[n++] = INT8ARRAYOID;
+	types[n++] = INT8ARRAYOID;
+	for (int i = 0; i < patient_column_count(); i++)
+	{
+		const char *name = patient_column_name(i);
+
+		if (name == NULL)
+			continue;
+		types[n++] = get_array_type(patient_column_type(i));
+		appendStringInfo(&columns, ", %s", name);
+		appendStringInfo(&arrays, ", $%d", n);
+		appendStringInfo(&updates, ", %s = excluded.%s", name, name);
+	}
+	*nargs = n;
+	return psprintf("INSERT INTO @schema@.patients AS p"
+					" (organization_id, first_synced_at, last_synced_at,"
+					"  cliniko_patient_id, record_hash%s)"
+					" SELECT $1, $2, $2, r.* FROM unnest($3, $4%s) r"
+					" ON CONFLICT (organization_id, cliniko_patient_id) DO UPDATE"
+					" SET record_hash = excluded.record_hash,"
+					"     first_synced_at = coalesce(p.first_synced_at, excluded.first_synced_at),"
+					"     last_synced_at = excluded.last_synced_at,"
+					"     missing_sync_id = NULL, deleted_at = NULL%s",
+					columns.data, arrays.data, updates.data);
+}
+
+/* An array of one value of each change. */
+static Datum
+make_array(Datum *values, bool *nulls, int n, Oid type)
+{
+	int			lower = 1;
+	int16		len;
+	bool		byval;
+	char		align;
+
+	get_typlenbyvalalign(type, &len, &byval, &align);
+	return PointerGetDatum(construct_md_array(values, nulls, 1, &n, &lower,
+											  type, len, byval, align));
+}
+
+/* Write rows. Answers how many the table took. */
+static uint64
+upsert(const Catalog *catalog, const char *organization_id, Change *changes, int nchanges)
+{
+	static SPIPlanPtr plan;
+	static Oid	types[PATIENT_MAX_COLUMNS + 4];
+	static int	nargs;
+	Datum		args[PATIENT_MAX_COLUMNS + 4];
+	Datum	   *values = palloc(sizeof(Datum) * nchanges);
+	bool	   *nulls = palloc0(sizeof(bool) * nchanges);
+	int			n = 0;
+
+	if (plan == NULL)
+	{
+		char	   *sql = upsert_sql(types, &nargs);
+
+		prepare(&plan, catalog, sql, nargs, types);
+	}
+	args[n++] = CStringGetTextDatum(organization_id);
+	args[n++] = TimestampTzGetDatum(GetCurrentTimestamp());
+	for (int i = 0; i < nchanges; i++)
+		values[i] = Int64GetDatum(changes[i].id);
+	args[n++] = make_array(values, nulls, nchanges, INT8OID);
+	for (int i = 0; i < nchanges; i++)
+		values[i] = Int64GetDatum(changes[i].hash);
+	args[n++] = make_array(values, nulls, nchanges, INT8OID);
+	for (int c = 0; c < patient_column_count(); c++)
+	{
+		if (patient_column_name(c) == NULL)
+			continue;
+		for (int i = 0; i < nchanges; i++)
+		{
+			values[i] = changes[i].row.values[c];
+			nulls[i] = changes[i].row.nulls[c];
+		}
+		args[n++] = make_array(values, nulls, nchanges, patient_column_type(c));
+	}
+	execute(plan, args, NULL, SPI_OK_INSERT);
+	return SPI_processed;
+}
+
+/* Say why the table refused a record, without saying what was in it. */
+static void
+add_refusal(Run *run, int64 id, const ErrorData *error)
+{
+	run->state.failed++;
+	if (error == NULL)
+		run_add_error(run, "Patient ID " INT64_FORMAT ": a trigger left it out", id);
+	else if (error->constraint_name)
+		run_add_error(run, "Patient ID " INT64_FORMAT ": violates constraint \"%s\" (SQLSTATE %s)",
+					  id, error->constraint_name, unpack_sql_state(error->sqlerrcode));
+	else if (error->column_name)
+		run_add_error(run, "Patient ID " INT64_FORMAT ": column \"%s\" refuses its value (SQLSTATE %s)",
+					  id, error->column_name, unpack_sql_state(error->sqlerrcode));
+	else
+		run_add_error(run, "Patient ID " INT64_FORMAT ": refused by the database (SQLSTATE %s)",
+					  id, unpack_sql_state(error->sqlerrcode));
+}
+
+/* Write one row in a subtransaction. Answers whether the table took it. */
+static bool
+upsert_alone(const Catalog *catalog, Run *run, Change *change)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool taken = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		taken = upsert(catalog, run->organization_id, change, 1) == 1;
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (!taken)
+			add_refusal(run, change->id, NULL);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (!is_about_record(error->sqlerrcode))
+			ReThrowError(error);
+		add_refusal(run, change->id, error);
+	}
+	PG_END_TRY();
+	return taken;
+}
+
+static void
+count_change(Run *run, const Change *change)
+{
+	if (change->known)
+		run->state.updated++;
+	else
+		run->state.inserted++;
+	run->state.restored += change->restored;
+}
+
+static void
+save_batch(const Catalog *catalog, void *arg)
+{
+	BatchArg   *batch = arg;
+	Run		   *run = batch->run;
+	Change	   *changes = palloc(sizeof(Change) * Max(batch->nrecords, 1));
+	int			nchanges = find_changes(catalog, batch, changes);
+
+	if (batch->one_by_one)
+	{
+		for (int i = 0; i < nchanges; i++)
+		{
+			if (upsert_alone(catalog, run, &changes[i]))
+				count_change(run, &changes[i]);
+		}
+	}
+	else if (nchanges > 0)
+	{
+		/* a trigger may leave rows out without a word; find out which */
+		if (upsert(catalog, run->organization_id, changes, nchanges) != nchanges)
+			ereport(ERROR,
+					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+					 errmsg("rows were left out")));
+		for (int i = 0; i < nchanges; i++)
+			count_change(run, &changes[i]);
+	}
+	save_progress(catalog, run);
+}
+
+/*
+ * Store some records and move the run's cursor behind them, in one
+ * transaction. If it does not commit, the run is as it was.
+ */
+StoreResult
+store_save_batch(Run *run, ClinikoRecord *records, int nrecords, const ClinikoCursor *cursor)
+{
+	BatchArg	batch = {.run = run, .records = records, .nrecords = nrecords};
+	RunState	before = run->state;
+	StoreResult result;
+
+	for (;;)
+	{
+		run->state.cursor = *cursor;
+		result = transaction(save_batch, &batch, false);
+		if (result == STORE_DONE)
+			return result;
+		run->state = before;
+		if (result != STORE_FAILED || batch.one_by_one || !is_about_record(last_sqlstate))
+			return result;
+		batch.one_by_one = true;
+	}
+}

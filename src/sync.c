@@ -1,0 +1,663 @@
+/*
+ * sync.c
+ *		One run as a state machine.
+ *
+ * A run does two things at once: it fetches the next page while it stores the
+ * current one. Each has its own small state, and they meet where a page that
+ * has arrived is taken up, which happens only when the previous one is stored.
+ *
+ *	fetching		event					becomes
+ *	DUE				the time has come		UNDER_WAY	(a request is sent)
+ *	UNDER_WAY		the transfer ended		ANSWERED
+ *	ANSWERED		a page, more to come	DUE
+ *	ANSWERED		the last page			FINISHED
+ *	ANSWERED		a passing failure		DUE, later	(step "waiting")
+ *	ANSWERED		any other failure		the run fails
+ *	FINISHED		all pages are stored	the run is completed
+ *
+ * Storing takes one batch of the page a turn, so that no run holds up another.
+ * A run that has completed or failed is "ending" until that is committed.
+ *
+ * The enumeration is believed complete when a page says that nothing follows
+ * and the numbers agree with what the page before it said; where they do not,
+ * because patients came and went, one more request must come back empty.
+ *
+ * Memory: a Sync and all it points to live in its run's context.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "common/pg_prng.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "cliniko.h"
+#include "clinisync.h"
+#include "run.h"
+#include "store.h"
+#include "sync.h"
+
+/* The first pause after a passing failure; doubled from failure to failure. */
+#define FIRST_BACKOFF_MS 500
+#define LONGEST_BACKOFF_MS 60000
+/* The pause before a transaction that met a lock or a full disk is repeated. */
+#define STORE_BACKOFF_MS 1000
+/* A pause of our own making that is worth showing as "waiting". */
+#define VISIBLE_PAUSE_MS 1000
+
+#define MINUTE_US (60 * USECS_PER_SEC)
+
+typedef enum FetchState
+{
+	FETCH_DUE,
+	FETCH_UNDER_WAY,
+	FETCH_ANSWERED,
+	FETCH_FINISHED
+} FetchState;
+
+struct Sync
+{
+	Run		   *run;
+	ClinikoAccount *account;
+	Transport  *transport;
+
+	FetchState	fetch;
+	ClinikoCursor cursor;		/* what the next request asks for */
+	Transfer   *transfer;		/* while UNDER_WAY or ANSWERED */
+	TimestampTz fetch_at;		/* while DUE: not before this */
+	int			failures;		/* in a row */
+	int			disorders;		/* pages whose ids did not rise */
+	int			page_size;		/* the setting when the run was taken up */
+	TimestampTz progress_at;	/* when Cliniko last gave a page */
+
+	ClinikoPage *page;			/* being stored, or NULL */
+	int			next_record;
+	ClinikoCursor page_end;		/* the cursor behind the page */
+	TimestampTz store_at;		/* not before this */
+
+	bool		announced;		/* the size of the job was committed */
+	bool		ended;			/* nothing is left to do */
+	bool		abandoned;		/* it ended, but its row may not say so */
+
+	TimestampTz *sent;			/* when the last requests left, as a ring */
+	int			sent_size;		/* requests allowed in a minute; 0: no limit */
+	int			sent_next;
+};
+
+static void
+fail(Sync *sync, ClinikoError error, const char *detail)
+{
+	run_fail(sync->run, error, detail);
+	if (sync->page)
+	{
+		cliniko_free_page(sync->page);
+		sync->page = NULL;
+	}
+	if (sync->transfer)
+	{
+		transfer_release(sync->transport, sync->transfer);
+		sync->transfer = NULL;
+	}
+	sync->fetch = FETCH_FINISHED;
+	sync->store_at = 0;
+}
+
+static bool
+ending(const Sync *sync)
+{
+	return sync->run->step == RUN_COMPLETED || sync->run->step == RUN_FAILED;
+}
+
+/* Draw the conclusion from how a transaction ended. Answers if it committed. */
+static bool
+conclude(Sync *sync, StoreResult result)
+{
+	switch (result)
+	{
+		case STORE_DONE:
+			return true;
+		case STORE_NOT_RUNNING:
+			sync->ended = true;
+			break;
+		case STORE_UNINSTALLED:
+			fail(sync, CLINIKO_CONFIGURATION_ERROR,
+				 "The extension clinisync, or a table of it, is gone or out of date.");
+			(void) store_save_farewell(sync->run);
+			sync->ended = true;
+			break;
+		case STORE_BUSY:
+			sync->store_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STORE_BACKOFF_MS);
+			break;
+		case STORE_FAILED:
+			ereport(LOG,
+					(errmsg("sync " INT64_FORMAT " could not be stored: SQLSTATE %s",
+							sync->run->id, store_last_sqlstate())));
+			/* when not even the end can be written, the row stays for another try */
+			if (ending(sync))
+				sync->ended = sync->abandoned = true;
+			else
+				fail(sync, CLINIKO_DATABASE_ERROR,
+					 psprintf("SQLSTATE %s.", store_last_sqlstate()));
+			break;
+	}
+	return false;
+}
+
+/* Commit what the run says of itself, counting the time that it takes. */
+static bool
+save_progress(Sync *sync)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	StoreResult result = store_save_progress(sync->run);
+
+	sync->run->database_us += GetCurrentTimestamp() - start;
+	return conclude(sync, result);
+}
+
+/* Find out what would keep the run from beginning. */
+static void
+check_prerequisites(Sync *sync)
+{
+	Run		   *run = sync->run;
+
+	if (GetDatabaseEncoding() != PG_UTF8 && GetDatabaseEncoding() != PG_SQL_ASCII)
+		fail(sync, CLINIKO_CONFIGURATION_ERROR,
+			 psprintf("The database's encoding is %s; clinisync needs UTF8.",
+					  GetDatabaseEncodingName()));
+	else if (run->api_key == NULL || run->shard == NULL)
+		fail(sync, CLINIKO_CREDENTIALS_UNREADABLE, NULL);
+	else if ((sync->account = cliniko_account(run->api_key, run->shard)) == NULL)
+		fail(sync, CLINIKO_CONFIGURATION_ERROR,
+			 "clinisync.contact_email is not set; Cliniko requires an address: "
+			 "ALTER DATABASE … SET clinisync.contact_email = 'you@clinic.example'.");
+}
+
+/* Take up a run, new or left by another worker; NULL where that cannot be. */
+Sync *
+sync_begin(MemoryContext parent, const StoreRunKey *key, Transport *transport,
+		   StoreResult *result)
+{
+	MemoryContext old_context;
+	Run		   *run;
+	Sync	   *sync;
+
+	*result = store_load_run(parent, key, &run);
+	if (*result != STORE_DONE)
+		return NULL;
+	old_context = MemoryContextSwitchTo(run->context);
+	sync = palloc0(sizeof(Sync));
+	sync->run = run;
+	sync->transport = transport;
+	sync->cursor = run->state.cursor;
+	sync->progress_at = run->began_at = GetCurrentTimestamp();
+	sync->page_size = clinisync_page_size;
+	sync->sent_size = clinisync_requests_per_minute;
+	if (sync->sent_size > 0)
+		sync->sent = palloc0(sizeof(TimestampTz) * sync->sent_size);
+	run->step = RUN_CONNECTING;
+	check_prerequisites(sync);
+	MemoryContextSwitchTo(old_context);
+	if (!ending(sync))
+		(void) save_progress(sync);
+	return sync;
+}
+
+void
+sync_free(Sync *sync)
+{
+	if (sync->transfer)
+		transfer_release(sync->transport, sync->transfer);
+	if (sync->account)
+		explicit_bzero(sync->account->api_key, strlen(sync->account->api_key));
+	run_free(sync->run);
+}
+
+bool
+sync_ended(const Sync *sync)
+{
+	return sync->ended;
+}
+
+/* Whether the run ended here but could not be recorded as ended. */
+bool
+sync_abandoned(const Sync *sync)
+{
+	return sync->abandoned;
+}
+
+int64
+sync_id(const Sync *sync)
+{
+	return sync->run->id;
+}
+
+/*
+ * Fetching
+ */
+
+/* When the limit of our own lets the next request leave. */
+static TimestampTz
+allowed_at(const Sync *sync)
+{
+	TimestampTz oldest = sync->sent_size > 0 ? sync->sent[sync->sent_next] : 0;
+
+	return oldest > 0 ? oldest + MINUTE_US : 0;
+}
+
+static void
+wait_until(Sync *sync, TimestampTz moment, const char *reason)
+{
+	Run		   *run = sync->run;
+
+	sync->fetch = FETCH_DUE;
+	sync->fetch_at = moment;
+	run->step = RUN_WAITING;
+	run->waiting_until = moment;
+	run->waiting_for = reason;
+	(void) save_progress(sync);
+}
+
+/* Send the request that is due, unless a limit says to wait. */
+static void
+send_request(Sync *sync)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz allowed = allowed_at(sync);
+	char	   *url;
+
+	if (now < allowed)
+	{
+		if (sync->page == NULL && allowed - now >= VISIBLE_PAUSE_MS * 1000)
+			wait_until(sync, allowed, "the limit of clinisync.requests_per_minute");
+		else
+			sync->fetch_at = allowed;
+		return;
+	}
+	if (sync->sent_size > 0)
+	{
+		sync->sent[sync->sent_next] = now;
+		sync->sent_next = (sync->sent_next + 1) % sync->sent_size;
+	}
+	url = cliniko_patients_url(sync->account, &sync->cursor, sync->page_size);
+	sync->transfer = cliniko_get(sync->transport, sync->account, url, sync);
+	sync->fetch = FETCH_UNDER_WAY;
+	pfree(url);
+}
+
+/*
+ * Try again after a pause, or give up when clinisync.retry_window has passed
+ * without a page. wait_ms: what Cliniko asked for, or 0.
+ */
+static void
+try_again(Sync *sync, ClinikoError error, long wait_ms, const char *detail)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz give_up_at = sync->progress_at + clinisync_retry_window * USECS_PER_SEC;
+
+	if (now >= give_up_at)
+	{
+		fail(sync, error, detail);
+		return;
+	}
+	sync->run->retries++;
+	if (wait_ms == 0)
+	{
+		double		backoff = FIRST_BACKOFF_MS * (double) (1 << Min(sync->failures, 10));
+
+		backoff = Min(backoff, LONGEST_BACKOFF_MS);
+		wait_ms = (long) (backoff * (0.5 + 0.5 * pg_prng_double(&pg_global_prng_state)));
+	}
+	sync->failures++;
+	wait_until(sync, Min(now + (TimestampTz) wait_ms * 1000, give_up_at),
+			   error == CLINIKO_RATE_LIMITED ? "Cliniko's request limit"
+			   : "Cliniko to answer again");
+}
+
+/* Whether the ids rise strictly; by id, that is what "nobody is missed" means. */
+static bool
+ids_rise(const ClinikoPage *page, int64 after_id)
+{
+	for (int i = 0; i < page->nrecords; i++)
+	{
+		if (page->records[i].id == 0)
+			continue;			/* unusable; it will be counted as failed */
+		if (page->records[i].id <= after_id)
+			return false;
+		after_id = page->records[i].id;
+	}
+	return true;
+}
+
+/* The last usable id of a page, or the one before the page. */
+static int64
+last_id(const ClinikoPage *page, int64 before)
+{
+	for (int i = page->nrecords - 1; i >= 0; i--)
+	{
+		if (page->records[i].id > 0)
+			return page->records[i].id;
+	}
+	return before;
+}
+
+/* Whether created_at never falls, which enumerating by it needs. */
+static bool
+creation_rises(const ClinikoPage *page, const char *since)
+{
+	for (int i = 0; i < page->nrecords; i++)
+	{
+		if (page->records[i].created_at[0] == '\0' ||
+			strcmp(page->records[i].created_at, since) < 0)
+			return false;
+		since = page->records[i].created_at;
+	}
+	return true;
+}
+
+/*
+ * Move what earlier pages already had behind a page's end; forget_seen() still
+ * looks at it there.
+ */
+static void
+set_seen_aside(Sync *sync, ClinikoPage *page)
+{
+	int			kept = 0;
+
+	for (int i = 0; i < page->nrecords; i++)
+	{
+		ClinikoRecord record = page->records[i];
+
+		if (record.id == 0 || !run_has_seen(sync->run, record.id))
+		{
+			page->records[i] = page->records[kept];
+			page->records[kept++] = record;
+		}
+	}
+	page->nseen = page->nrecords - kept;
+	page->nrecords = kept;
+}
+
+/*
+ * Move the cursor behind a page. Answers false where the page cannot be what
+ * was asked for; then neither cursor nor page has changed.
+ */
+static bool
+advance_cursor(Sync *sync, ClinikoPage *page, int64 *remaining)
+{
+	ClinikoCursor *cursor = &sync->cursor;
+
+	*remaining = page->total_entries;
+	if (cursor->order == CLINIKO_BY_ID)
+	{
+		int64		last = last_id(page, cursor->after_id);
+
+		if (!ids_rise(page, cursor->after_id) ||
+			(page->nrecords > 0 && last == cursor->after_id))
+			return false;
+		cursor->after_id = last;
+	}
+	else
+	{
+		const char *last = page->nrecords > 0 ? page->records[page->nrecords - 1].created_at
+			: cursor->since;
+
+		if (!creation_rises(page, cursor->since))
+			return false;
+		*remaining -= (int64) (cursor->page - 1) * sync->page_size;
+		if (strcmp(last, cursor->since) > 0)
+		{
+			strlcpy(cursor->since, last, CLINIKO_TIME_SIZE);
+			cursor->page = 1;
+		}
+		else
+			cursor->page++;
+		set_seen_aside(sync, page);
+		*remaining = Max(*remaining - page->nseen, 0);
+	}
+	return true;
+}
+
+/* Take up a page: where it ends, what it says of the size of the job. */
+static void
+take_page(Sync *sync, ClinikoPage *page)
+{
+	Run		   *run = sync->run;
+	int64		received = page->nrecords;
+	int64		found_before = run->found;
+	int64		remaining;
+	bool		complete;
+
+	if (received == 0 && page->total_entries > 0 && sync->cursor.order == CLINIKO_BY_ID)
+	{
+		cliniko_free_page(page);
+		try_again(sync, CLINIKO_INCOMPLETE_ENUMERATION, 0, "A page that should have patients is empty.");
+		return;
+	}
+	if (!advance_cursor(sync, page, &remaining))
+	{
+		cliniko_free_page(page);
+		if (sync->cursor.order == CLINIKO_BY_CREATION)
+			try_again(sync, CLINIKO_INCOMPLETE_ENUMERATION, 0, "The patients were out of order.");
+		else if (sync->disorders++ == 0)
+			try_again(sync, CLINIKO_INCOMPLETE_ENUMERATION, 0, "The ids were out of order.");
+		else
+		{
+			run_start_over(run, CLINIKO_BY_CREATION);
+			sync->cursor = run->state.cursor;
+			sync->fetch = FETCH_DUE;
+		}
+		return;
+	}
+
+	run->found = run_accounted(run) + Max(remaining, page->nrecords);
+	complete = remaining == page->nrecords && !page->has_next &&
+		(received == 0 || found_before < 0 || found_before == run->found);
+	sync->fetch = complete ? FETCH_FINISHED : FETCH_DUE;
+	sync->fetch_at = 0;
+	sync->failures = 0;
+	sync->progress_at = GetCurrentTimestamp();
+	sync->page = page;
+	sync->next_record = 0;
+	sync->page_end = sync->cursor;
+}
+
+/* Make something of an answer. */
+static void
+take_answer(Sync *sync)
+{
+	Run		   *run = sync->run;
+	Transfer   *transfer = sync->transfer;
+	ClinikoVerdict verdict = cliniko_judge(transfer);
+	ClinikoPage *page = NULL;
+	const char *reason = transfer->reason;
+	long		status = transfer->status;
+	char	   *detail = NULL;
+
+	run->requests++;
+	run->api_us += transfer->elapsed_us;
+	if (verdict.error == CLINIKO_NO_ERROR)
+	{
+		page = cliniko_parse_page(run->context, transfer);
+		if (page == NULL)
+			verdict = (ClinikoVerdict) {CLINIKO_UNAVAILABLE, true, 0};
+	}
+	if (transfer->outcome == TRANSFER_BROKEN)
+		detail = psprintf("%s.", reason);
+	else if (verdict.error == CLINIKO_BAD_REQUEST || verdict.error == CLINIKO_UNAVAILABLE)
+		detail = psprintf("HTTP status %ld.", status);
+	transfer_release(sync->transport, transfer);
+	sync->transfer = NULL;
+	run->rate_limited += verdict.error == CLINIKO_RATE_LIMITED;
+
+	if (page != NULL)
+		take_page(sync, page);
+	else if (verdict.passing)
+		try_again(sync, verdict.error, verdict.wait_ms, detail);
+	else if (verdict.error == CLINIKO_BAD_REQUEST && sync->cursor.order == CLINIKO_BY_ID)
+	{
+		/* "Sort parameter must be a valid column name": sort=id is not documented */
+		run_start_over(run, CLINIKO_BY_CREATION);
+		sync->cursor = run->state.cursor;
+		sync->fetch = FETCH_DUE;
+	}
+	else
+		fail(sync, verdict.error, detail);
+}
+
+/* The sync's transfer has ended. */
+void
+sync_answer(Sync *sync, Transfer *transfer)
+{
+	Assert(transfer == sync->transfer);
+	sync->fetch = FETCH_ANSWERED;
+}
+
+/*
+ * Storing
+ */
+
+/* How many records a transaction takes: enough, but so that progress shows. */
+static int
+batch_size(const Run *run)
+{
+	return Max(clinisync_batch_size, (int) Min(run->found / 10, INT_MAX));
+}
+
+/* By creation: note what is stored, since the next page may show it again. */
+static void
+note_seen(Sync *sync, int first, int count)
+{
+	for (int i = first; i < first + count; i++)
+	{
+		if (sync->page->records[i].id > 0)
+			run_add_seen(sync->run, sync->page->records[i].id);
+	}
+}
+
+/*
+ * By creation: once the cursor has moved on in time, only what was created in
+ * its very second can show again.
+ */
+static void
+forget_seen(Sync *sync)
+{
+	ClinikoPage *page = sync->page;
+
+	sync->run->state.nseen = 0;
+	for (int i = 0; i < page->nrecords + page->nseen; i++)
+	{
+		if (page->records[i].id > 0 &&
+			strcmp(page->records[i].created_at, sync->page_end.since) == 0)
+			run_add_seen(sync->run, page->records[i].id);
+	}
+}
+
+/* Store the next batch of the page. */
+static void
+store_batch(Sync *sync)
+{
+	Run		   *run = sync->run;
+	ClinikoPage *page = sync->page;
+	int			count = Min(batch_size(run), page->nrecords - sync->next_record);
+	bool		page_done = sync->next_record + count == page->nrecords;
+	ClinikoCursor cursor = page_done ? sync->page_end : run->state.cursor;
+	RunState	before = run->state;
+	TimestampTz start = GetCurrentTimestamp();
+	StoreResult result;
+
+	if (cursor.order == CLINIKO_BY_ID)
+	{
+		for (int i = sync->next_record + count - 1; !page_done && i >= sync->next_record; i--)
+			cursor.after_id = Max(cursor.after_id, page->records[i].id);
+	}
+	else
+		note_seen(sync, sync->next_record, count);
+	run->state.pages += page_done;
+	run->step = RUN_STORING;
+	result = store_save_batch(run, page->records + sync->next_record, count, &cursor);
+	run->database_us += GetCurrentTimestamp() - start;
+	if (!conclude(sync, result))
+	{
+		run->state = before;
+		return;
+	}
+	sync->next_record += count;
+	if (page_done)
+	{
+		if (strcmp(before.cursor.since, cursor.since) != 0)
+			forget_seen(sync);
+		cliniko_free_page(page);
+		sync->page = NULL;
+	}
+}
+
+/* All pages are stored: decide how the run ends. */
+static void
+finish(Sync *sync)
+{
+	Run		   *run = sync->run;
+
+	if (run_accounted(run) != run->found)
+		fail(sync, CLINIKO_INCOMPLETE_ENUMERATION, NULL);
+	else if (run->found > 0 && run_success(run) == 0)
+		fail(sync, CLINIKO_DATABASE_CONSTRAINT_ERROR, NULL);
+	else
+		run->step = RUN_COMPLETED;
+}
+
+/* Take up an answer and send the next request, as far as they are due. */
+void
+sync_fetch(Sync *sync)
+{
+	if (sync->ended || ending(sync))
+		return;
+	if (sync->fetch == FETCH_ANSWERED && sync->page == NULL)
+		take_answer(sync);
+	if (sync->fetch == FETCH_DUE && !sync->ended && GetCurrentTimestamp() >= sync->fetch_at)
+		send_request(sync);
+}
+
+/* Store one batch, or whatever else the run has to commit. */
+void
+sync_store(Sync *sync)
+{
+	if (sync->ended || GetCurrentTimestamp() < sync->store_at)
+		return;
+	if (sync->page == NULL && sync->fetch == FETCH_FINISHED && !ending(sync))
+		finish(sync);
+	if (ending(sync))
+	{
+		if (save_progress(sync))
+			sync->ended = true;
+	}
+	else if (sync->page && !sync->announced)
+	{
+		sync->run->step = RUN_FETCHING;
+		sync->announced = save_progress(sync);
+	}
+	else if (sync->page)
+		store_batch(sync);
+}
+
+/* When the sync wants to be called again, unless its transfer ends before. */
+TimestampTz
+sync_due(const Sync *sync)
+{
+	if (sync->ended)
+		return 0;
+	if (ending(sync) || sync->page || sync->fetch == FETCH_FINISHED)
+		return sync->store_at;
+	switch (sync->fetch)
+	{
+		case FETCH_DUE:
+			return sync->fetch_at;
+		case FETCH_UNDER_WAY:
+			return DT_NOEND;
+		default:
+			return 0;
+	}
+}

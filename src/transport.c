@@ -1,0 +1,496 @@
+/*
+ * transport.c
+ *		Many HTTP requests at once, one place to wait.
+ *
+ * libcurl's multi handle says which sockets it wants watched; these go into
+ * one epoll descriptor, and that descriptor is, beside the process latch, what
+ * a single WaitEventSet waits for. So latch, network, timers and postmaster
+ * death are one wait, and an interrupt is served while any number of requests
+ * hang.
+ *
+ * This file knows neither Cliniko nor SPI. No libcurl callback calls ereport,
+ * palloc or anything else that could jump out of it: bodies are grown with
+ * realloc, and a failure becomes the transfer's outcome.
+ *
+ * libcurl resolves names in threads of its own. A thread inherits the signal
+ * mask of its creator, so signals are blocked around every call that may make
+ * one: PostgreSQL's handlers must only ever run in the main thread.
+ *
+ * Memory: a Transport lives in the context given to transport_create() and
+ * ends with it, through a reset callback, whichever way the context ends. What
+ * libcurl and the transfers hold is malloc'ed and freed there too, or by
+ * transfer_release().
+ */
+#include "postgres.h"
+
+#include <curl/curl.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "lib/ilist.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/fd.h"
+#include "storage/latch.h"
+#include "utils/memutils.h"
+#include "utils/wait_event.h"
+
+#include "compat.h"
+#include "transport.h"
+
+#if LIBCURL_VERSION_NUM < 0x075700
+#error "clinisync needs libcurl 7.87 or later"
+#endif
+
+/* How many ready sockets one epoll_wait() takes; more wait for the next. */
+#define EVENTS_PER_WAIT 64
+
+/* The first size of a body's buffer; a page of 100 patients is a few of these. */
+#define INITIAL_BODY_SIZE (64 * 1024)
+
+/* How long connecting may take, at most. */
+#define CONNECT_TIMEOUT_MS 10000L
+
+struct Transport
+{
+	CURLM	   *multi;
+	int			epoll_fd;		/* -1 until open */
+	WaitEventSet *waits;
+	int64		timer_due_us;	/* when libcurl wants to be called in any case, or -1 */
+	dlist_head	transfers;		/* all PrivateTransfers that are not released */
+	MemoryContextCallback at_reset;
+};
+
+typedef struct PrivateTransfer
+{
+	Transfer	shown;			/* must be first */
+	dlist_node	node;
+	CURL	   *easy;
+	struct curl_slist *headers;
+	size_t		body_size;		/* allocated */
+	size_t		max_size;
+	bool		too_large;
+	bool		reported;		/* transport_next_done() has returned it */
+	int64		started_us;
+} PrivateTransfer;
+
+/* Microseconds on a clock that nobody sets. */
+static int64
+monotonic_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64) now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* Block every signal, for the threads that libcurl may start meanwhile. */
+static void
+block_signals(sigset_t *saved)
+{
+	sigset_t	all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, saved);
+}
+
+static void
+restore_signals(const sigset_t *saved)
+{
+	pthread_sigmask(SIG_SETMASK, saved, NULL);
+}
+
+/* Libcurl wants another set of events of a socket: tell epoll. */
+static int
+on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *known)
+{
+	Transport  *transport = arg;
+	struct epoll_event event = {0};
+
+	event.data.fd = fd;
+	if (what == CURL_POLL_REMOVE)
+	{
+		epoll_ctl(transport->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+		curl_multi_assign(transport->multi, fd, NULL);
+		return 0;
+	}
+	event.events = (what & CURL_POLL_IN ? EPOLLIN : 0) | (what & CURL_POLL_OUT ? EPOLLOUT : 0);
+	if (epoll_ctl(transport->epoll_fd, known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) < 0)
+		return -1;
+	curl_multi_assign(transport->multi, fd, transport);
+	return 0;
+}
+
+/* Libcurl wants to be called after a time, or (-1) no longer. */
+static int
+on_timer(CURLM *multi, long timeout_ms, void *arg)
+{
+	Transport  *transport = arg;
+
+	transport->timer_due_us = timeout_ms < 0 ? -1 : monotonic_us() + timeout_ms * 1000;
+	return 0;
+}
+
+/* Open a socket, counted among the descriptors that PostgreSQL keeps free. */
+static curl_socket_t
+on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
+{
+	curl_socket_t fd;
+
+	if (!AcquireExternalFD())
+		return CURL_SOCKET_BAD;
+	fd = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+	if (fd == CURL_SOCKET_BAD)
+		ReleaseExternalFD();
+	return fd;
+}
+
+static int
+on_close_socket(void *arg, curl_socket_t fd)
+{
+	int			result = close(fd);
+
+	ReleaseExternalFD();
+	return result;
+}
+
+/* Take a piece of a body, never more than the transfer's maximum. */
+static size_t
+on_body(char *data, size_t size, size_t count, void *arg)
+{
+	PrivateTransfer *transfer = arg;
+	size_t		len = size * count;
+	size_t		needed = transfer->shown.body_len + len + 1;
+
+	if (needed > transfer->max_size + 1)
+	{
+		transfer->too_large = true;
+		return 0;				/* libcurl ends the transfer */
+	}
+	if (needed > transfer->body_size)
+	{
+		size_t		larger = Max(needed, Max(transfer->body_size * 2, INITIAL_BODY_SIZE));
+		char	   *body = realloc(transfer->shown.body, larger);
+
+		if (body == NULL)
+		{
+			transfer->too_large = true;
+			return 0;
+		}
+		transfer->shown.body = body;
+		transfer->body_size = larger;
+	}
+	memcpy(transfer->shown.body + transfer->shown.body_len, data, len);
+	transfer->shown.body_len += len;
+	transfer->shown.body[transfer->shown.body_len] = '\0';
+	return len;
+}
+
+/* Give back all that libcurl and malloc hold for a transport. */
+static void
+transport_close(void *arg)
+{
+	Transport  *transport = arg;
+	sigset_t	saved;
+
+	while (!dlist_is_empty(&transport->transfers))
+		transfer_release(transport,
+						 (Transfer *) dlist_container(PrivateTransfer, node,
+													  dlist_head_node(&transport->transfers)));
+	block_signals(&saved);
+	if (transport->multi)
+		curl_multi_cleanup(transport->multi);
+	restore_signals(&saved);
+	if (transport->waits)
+		FreeWaitEventSet(transport->waits);
+	if (transport->epoll_fd >= 0)
+	{
+		close(transport->epoll_fd);
+		ReleaseExternalFD();
+	}
+}
+
+/*
+ * Make a transport that lives as long as the memory context. Raises an error
+ * where descriptors or memory are lacking.
+ */
+Transport *
+transport_create(MemoryContext context)
+{
+	static bool initialized = false;
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	Transport  *transport = palloc0(sizeof(Transport));
+
+	transport->epoll_fd = -1;
+	transport->timer_due_us = -1;
+	dlist_init(&transport->transfers);
+	transport->at_reset.func = transport_close;
+	transport->at_reset.arg = transport;
+	MemoryContextRegisterResetCallback(context, &transport->at_reset);
+
+	if (!initialized && curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not initialize libcurl")));
+	initialized = true;
+
+	if (!AcquireExternalFD())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("no file descriptor is free for network connections"),
+				 errhint("Increase max_files_per_process.")));
+	transport->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (transport->epoll_fd < 0)
+	{
+		ReleaseExternalFD();
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not create an epoll descriptor: %m")));
+	}
+
+	transport->multi = curl_multi_init();
+	if (transport->multi == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not initialize libcurl")));
+	curl_multi_setopt(transport->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
+	curl_multi_setopt(transport->multi, CURLMOPT_SOCKETDATA, transport);
+	curl_multi_setopt(transport->multi, CURLMOPT_TIMERFUNCTION, on_timer);
+	curl_multi_setopt(transport->multi, CURLMOPT_TIMERDATA, transport);
+
+	transport->waits = compat_create_wait_event_set(context, 3);
+	AddWaitEventToSet(transport->waits, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(transport->waits, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	AddWaitEventToSet(transport->waits, WL_SOCKET_READABLE, transport->epoll_fd, NULL, NULL);
+
+	MemoryContextSwitchTo(old_context);
+	return transport;
+}
+
+/*
+ * Set what every request has in common. The rules are the design's: TLS 1.2
+ * or later, always verified; https, or http where settings.c let a loopback
+ * address pass; no redirects; no HTTP/2, whose shared connection would let one
+ * clinic's stalled answer hold up the others.
+ */
+static void
+set_options(PrivateTransfer *transfer, const TransferRequest *request)
+{
+	CURL	   *easy = transfer->easy;
+	bool		loopback = (strncmp(request->url, "http://", 7) == 0);
+
+	curl_easy_setopt(easy, CURLOPT_URL, request->url);
+	curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, loopback ? "http" : "https");
+	if (loopback)
+		curl_easy_setopt(easy, CURLOPT_PROXY, "");
+	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
+	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
+	curl_easy_setopt(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
+	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
+	if (request->ca_file && request->ca_file[0])
+		curl_easy_setopt(easy, CURLOPT_CAINFO, request->ca_file);
+	curl_easy_setopt(easy, CURLOPT_HTTPAUTH, (long) CURLAUTH_BASIC);
+	curl_easy_setopt(easy, CURLOPT_USERNAME, request->user);
+	curl_easy_setopt(easy, CURLOPT_PASSWORD, "");
+	curl_easy_setopt(easy, CURLOPT_USERAGENT, request->user_agent);
+	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
+	curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
+	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, request->timeout_ms);
+	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS,
+					 Min(request->timeout_ms, CONNECT_TIMEOUT_MS));
+	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+	curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
+	curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_open_socket);
+	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, on_close_socket);
+	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
+	curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
+	curl_easy_setopt(easy, CURLOPT_PRIVATE, transfer);
+}
+
+/*
+ * Start a GET request. It makes progress while transport_wait() runs, and is
+ * returned by transport_next_done() when it has ended. The caller releases it,
+ * at any time: before its end, that cancels it.
+ */
+Transfer *
+transport_get(Transport *transport, const TransferRequest *request)
+{
+	PrivateTransfer *transfer = calloc(1, sizeof(PrivateTransfer));
+	char	   *accept = psprintf("Accept: %s", request->accept);
+
+	if (transfer == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	transfer->shown.owner = request->owner;
+	transfer->shown.reason = "";
+	transfer->max_size = request->max_size;
+	transfer->started_us = monotonic_us();
+	dlist_push_tail(&transport->transfers, &transfer->node);
+
+	transfer->easy = curl_easy_init();
+	transfer->headers = curl_slist_append(NULL, accept);
+	pfree(accept);
+	if (transfer->easy == NULL || transfer->headers == NULL)
+	{
+		transfer_release(transport, &transfer->shown);
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	}
+	set_options(transfer, request);
+	curl_multi_add_handle(transport->multi, transfer->easy);
+	return &transfer->shown;
+}
+
+/* Free a transfer, cancelling it if it is under way. */
+void
+transfer_release(Transport *transport, Transfer *shown)
+{
+	PrivateTransfer *transfer = (PrivateTransfer *) shown;
+	sigset_t	saved;
+
+	dlist_delete(&transfer->node);
+	block_signals(&saved);
+	if (transfer->easy)
+	{
+		curl_multi_remove_handle(transport->multi, transfer->easy);
+		curl_easy_cleanup(transfer->easy);
+	}
+	curl_slist_free_all(transfer->headers);
+	restore_signals(&saved);
+	free(transfer->shown.body);
+	free(transfer);
+}
+
+/* Note how a transfer ended. */
+static void
+finish_transfer(PrivateTransfer *transfer, CURLcode code)
+{
+	transfer->shown.elapsed_us = monotonic_us() - transfer->started_us;
+	if (transfer->too_large)
+		transfer->shown.outcome = TRANSFER_TOO_LARGE;
+	else if (code == CURLE_OK)
+	{
+		transfer->shown.outcome = TRANSFER_ANSWERED;
+		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &transfer->shown.status);
+	}
+	else
+	{
+		transfer->shown.outcome = TRANSFER_BROKEN;
+		transfer->shown.reason = curl_easy_strerror(code);
+	}
+}
+
+/* Let libcurl read, write and count time, without waiting. */
+static void
+drive(Transport *transport)
+{
+	struct epoll_event events[EVENTS_PER_WAIT];
+	int			ready = epoll_wait(transport->epoll_fd, events, EVENTS_PER_WAIT, 0);
+	int			running;
+	int			left;
+	CURLMsg    *message;
+	sigset_t	saved;
+
+	block_signals(&saved);
+	for (int i = 0; i < ready; i++)
+	{
+		uint32		happened = events[i].events;
+		int			mask = (happened & (EPOLLIN | EPOLLHUP) ? CURL_CSELECT_IN : 0) |
+			(happened & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
+			(happened & EPOLLERR ? CURL_CSELECT_ERR : 0);
+
+		curl_multi_socket_action(transport->multi, events[i].data.fd, mask, &running);
+	}
+	if (transport->timer_due_us >= 0 && transport->timer_due_us <= monotonic_us())
+	{
+		transport->timer_due_us = -1;
+		curl_multi_socket_action(transport->multi, CURL_SOCKET_TIMEOUT, 0, &running);
+	}
+	restore_signals(&saved);
+
+	while ((message = curl_multi_info_read(transport->multi, &left)) != NULL)
+	{
+		PrivateTransfer *transfer;
+
+		if (message->msg != CURLMSG_DONE)
+			continue;
+		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
+		finish_transfer(transfer, message->data.result);
+	}
+}
+
+/*
+ * Wait for the latch, the network or the time, whichever is first, and let the
+ * requests make progress. Serves interrupts, so it may not return. timeout_ms:
+ * 0 returns at once, -1 sets no limit. Answers whether the latch was set.
+ */
+bool
+transport_wait(Transport *transport, long timeout_ms)
+{
+	WaitEvent	events[3];
+	bool		latch_set = false;
+	int			happened;
+
+	if (transport->timer_due_us >= 0)
+	{
+		int64		left_us = Max(transport->timer_due_us - monotonic_us(), 0);
+		long		left_ms = (long) ((left_us + 999) / 1000);
+
+		timeout_ms = timeout_ms < 0 ? left_ms : Min(timeout_ms, left_ms);
+	}
+	happened = WaitEventSetWait(transport->waits, timeout_ms, events, lengthof(events),
+								PG_WAIT_EXTENSION);
+	for (int i = 0; i < happened; i++)
+	{
+		if (events[i].events & WL_LATCH_SET)
+		{
+			ResetLatch(MyLatch);
+			latch_set = true;
+		}
+	}
+	CHECK_FOR_INTERRUPTS();
+	drive(transport);
+	return latch_set;
+}
+
+/* The next transfer that has ended, each once, or NULL. */
+Transfer *
+transport_next_done(Transport *transport)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &transport->transfers)
+	{
+		PrivateTransfer *transfer = dlist_container(PrivateTransfer, node, iter.cur);
+
+		if (transfer->shown.outcome != TRANSFER_PENDING && !transfer->reported)
+		{
+			transfer->reported = true;
+			return &transfer->shown;
+		}
+	}
+	return NULL;
+}
+
+/*
+ * A header of the answer that holds a whole number, such as Retry-After: 30.
+ * Answers false where it is missing or is something else.
+ */
+bool
+transfer_header(Transfer *shown, const char *name, int64 *value)
+{
+	PrivateTransfer *transfer = (PrivateTransfer *) shown;
+	struct curl_header *header;
+	char	   *end;
+
+	if (curl_easy_header(transfer->easy, name, 0, CURLH_HEADER, -1, &header) != CURLHE_OK)
+		return false;
+	errno = 0;
+	*value = strtoll(header->value, &end, 10);
+	return errno == 0 && end != header->value && *end == '\0';
+}

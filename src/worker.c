@@ -1,0 +1,530 @@
+/*
+ * worker.c
+ *		The background worker: one in each database that has work.
+ *
+ * How a run finds its worker, and why none is forgotten
+ * -----------------------------------------------------
+ * Two advisory locks, in a key space of our own, tell who does what:
+ *
+ *	LOCK_WORKER, exclusively, for as long as it lives: this database's worker.
+ *	LOCK_START, shared, until the transaction ends: a caller that has inserted
+ *	a run, or is about to.
+ *
+ * A caller first takes LOCK_START. If there is a worker, it wakes it when the
+ * transaction has committed; if not, it registers one, which waits for the
+ * caller's transaction to end before it looks for work. So a rollback starts
+ * nothing, and a lack of worker slots is an error of the call, which inserts
+ * nothing.
+ *
+ * A worker that wants to retire must get LOCK_START exclusively, without
+ * waiting, and then look for work once more. If it gets the lock, every caller
+ * is either done, and its run is seen by that look; or waits for the lock, and
+ * will see that the worker is gone. If it does not, a caller is under way, and
+ * the worker stays.
+ *
+ * Two callers may each register a worker. The second one finds LOCK_WORKER
+ * taken, wakes its holder, which cannot have retired since, and leaves.
+ *
+ * A worker that was terminated leaves its runs "running". Whoever looks at
+ * them next, with cliniko_sync_logs() say, sees that no worker is there and
+ * registers one, which takes them up at their checkpoints.
+ *
+ * The loop
+ * --------
+ * The worker waits in one place, transport_wait(), for its latch, the network
+ * and the time. No transaction is open there, and interrupts are served, so
+ * neither SIGTERM nor a DROP DATABASE elsewhere waits for Cliniko.
+ *
+ * Memory: the worker's context holds the transport and the syncs; a context
+ * below it is reset every turn.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#include "storage/procsignal.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "catalog.h"
+#include "clinisync.h"
+#include "compat.h"
+#include "store.h"
+#include "sync.h"
+#include "transport.h"
+#include "worker.h"
+
+/* The fourth field of our lock tags; users' advisory locks have 1 or 2 there. */
+#define LOCK_SPACE 0x636c
+#define LOCK_WORKER 1
+#define LOCK_START 2
+
+/* After how long runs that could not be taken up are looked at again. */
+#define LOOK_AGAIN_MS 5000
+
+/* What a worker is told at its registration, in bgw_extra. */
+typedef struct WorkerOrder
+{
+	Oid			database;
+	VirtualTransactionId starter;	/* to wait for; invalid: nobody */
+} WorkerOrder;
+
+StaticAssertDecl(sizeof(WorkerOrder) <= BGW_EXTRALEN, "WorkerOrder is too large");
+
+typedef struct Worker
+{
+	MemoryContext context;
+	Transport  *transport;
+	Sync	  **syncs;			/* side by side */
+	int			nsyncs;
+	bool		look;			/* look for work in this turn */
+	TimestampTz look_at;		/* and in any case then; 0: not by time */
+	TimestampTz idle_since;		/* 0: not idle */
+} Worker;
+
+static void
+make_tag(LOCKTAG *tag, Oid database, uint32 what)
+{
+	SET_LOCKTAG_ADVISORY(*tag, database, 0, what, LOCK_SPACE);
+}
+
+/*
+ * The caller's side
+ */
+
+/* The worker to wake when this transaction commits, or NULL. */
+static PGPROC *wake_at_commit;
+
+/* The transaction for which a worker was registered last. */
+static LocalTransactionId registered_by = InvalidLocalTransactionId;
+
+/* The process of this database's worker, or NULL. */
+static PGPROC *
+find_worker(void)
+{
+	LockData   *locks = GetLockStatusData();
+	PGPROC	   *worker = NULL;
+	LOCKTAG		tag;
+
+	make_tag(&tag, MyDatabaseId, LOCK_WORKER);
+	for (int i = 0; i < locks->nelements; i++)
+	{
+		LockInstanceData *lock = &locks->locks[i];
+
+		if (lock->holdMask != 0 && memcmp(&lock->locktag, &tag, sizeof(tag)) == 0)
+			worker = BackendPidGetProc(lock->pid);
+	}
+	return worker;
+}
+
+static void
+on_transaction_end(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+			/* should it be another process by now, it will not mind */
+			if (wake_at_commit)
+				SetLatch(&wake_at_commit->procLatch);
+			wake_at_commit = NULL;
+			break;
+		case XACT_EVENT_ABORT:
+			wake_at_commit = NULL;
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			if (wake_at_commit || registered_by == COMPAT_MY_LXID)
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot PREPARE a transaction that has started a sync"),
+						 errhint("Use COMMIT.")));
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+watch_transaction_end(void)
+{
+	static bool watching = false;
+
+	if (!watching)
+		RegisterXactCallback(on_transaction_end, NULL);
+	watching = true;
+}
+
+/* Ask the postmaster for a worker of this database. */
+static bool
+register_worker(VirtualTransactionId starter)
+{
+	BackgroundWorker worker = {0};
+	WorkerOrder order = {.database = MyDatabaseId, .starter = starter};
+
+	strlcpy(worker.bgw_name, CLINISYNC_WORKER_TYPE, BGW_MAXLEN);
+	strlcpy(worker.bgw_type, CLINISYNC_WORKER_TYPE, BGW_MAXLEN);
+	strlcpy(worker.bgw_library_name, "$libdir/clinisync", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "clinisync_worker_main", BGW_MAXLEN);
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	memcpy(worker.bgw_extra, &order, sizeof(order));
+	return RegisterDynamicBackgroundWorker(&worker, NULL);
+}
+
+/*
+ * Have a worker look for the run that this transaction inserts, once it has
+ * committed. Raises PT503 where there is no slot for one.
+ */
+void
+worker_start_at_commit(void)
+{
+	VirtualTransactionId myself;
+	PGPROC	   *worker;
+	LOCKTAG		tag;
+
+	make_tag(&tag, MyDatabaseId, LOCK_START);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+	if (registered_by == COMPAT_MY_LXID)
+		return;
+	watch_transaction_end();
+	worker = find_worker();
+	if (worker)
+	{
+		wake_at_commit = worker;
+		return;
+	}
+	GET_VXID_FROM_PGPROC(myself, *MyProc);
+	if (!register_worker(myself))
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_UNAVAILABLE),
+				 errmsg("no background worker slot is free"),
+				 errdetail("NO_WORKER_AVAILABLE"),
+				 errhint("Increase max_worker_processes (now %d) and restart the server, "
+						 "or try again when other background workers have ended.",
+						 max_worker_processes)));
+	registered_by = COMPAT_MY_LXID;
+}
+
+/* Have the worker, if there is one, look at its runs after the commit. */
+void
+worker_wake_at_commit(void)
+{
+	watch_transaction_end();
+	wake_at_commit = find_worker();
+}
+
+/* Start a worker where there is none; where that cannot be, leave it. */
+void
+worker_ensure(void)
+{
+	VirtualTransactionId nobody;
+
+	SetInvalidVirtualTransactionId(nobody);
+	if (!RecoveryInProgress() && find_worker() == NULL)
+		(void) register_worker(nobody);
+}
+
+/*
+ * The worker's side
+ */
+
+/* Try for a lock that lasts beyond transactions. */
+static bool
+try_lock(uint32 what)
+{
+	LOCKTAG		tag;
+	bool		locked;
+
+	StartTransactionCommand();
+	make_tag(&tag, MyDatabaseId, what);
+	locked = LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+	CommitTransactionCommand();
+	return locked;
+}
+
+static void
+unlock(uint32 what)
+{
+	LOCKTAG		tag;
+
+	make_tag(&tag, MyDatabaseId, what);
+	(void) LockRelease(&tag, ExclusiveLock, true);
+}
+
+/* Wait for the transaction that wanted this worker to end, either way. */
+static void
+await_starter(VirtualTransactionId starter)
+{
+	StartTransactionCommand();
+	(void) VirtualXactLock(starter, true);
+	CommitTransactionCommand();
+}
+
+/*
+ * Settings of the database or its users must not change what our statements
+ * mean, nor let a planner that knows nothing of a new table read all of it.
+ */
+static void
+pin_settings(void)
+{
+	static const char *const pinned[][2] = {
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_isolation", "read committed"},
+		{"enable_seqscan", "off"},
+		{"jit", "off"},
+		{"plan_cache_mode", "force_generic_plan"},
+	};
+
+	for (int i = 0; i < lengthof(pinned); i++)
+		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* Show in pg_stat_activity what goes on. */
+static void
+show_activity(const Worker *worker)
+{
+	char		text[64];
+
+	snprintf(text, sizeof(text), "syncing %d organization%s", worker->nsyncs,
+			 worker->nsyncs == 1 ? "" : "s");
+	pgstat_report_activity(worker->nsyncs > 0 ? STATE_RUNNING : STATE_IDLE,
+						   worker->nsyncs > 0 ? text : "waiting for work");
+}
+
+static void
+remove_sync(Worker *worker, int i)
+{
+	sync_free(worker->syncs[i]);
+	worker->syncs[i] = worker->syncs[--worker->nsyncs];
+}
+
+static bool
+has_sync(const Worker *worker, int64 id)
+{
+	for (int i = 0; i < worker->nsyncs; i++)
+	{
+		if (sync_id(worker->syncs[i]) == id)
+			return true;
+	}
+	return false;
+}
+
+static bool
+is_listed(const StoreRunKey *keys, int nkeys, int64 id)
+{
+	for (int i = 0; i < nkeys; i++)
+	{
+		if (keys[i].id == id)
+			return true;
+	}
+	return false;
+}
+
+static void
+look_later(Worker *worker)
+{
+	worker->look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_AGAIN_MS);
+}
+
+/*
+ * Hold what we do against the table: drop runs that no longer run there, take
+ * up those that do, oldest first, as far as there is room.
+ */
+static void
+look_for_work(Worker *worker)
+{
+	StoreRunKey *keys;
+	int			nkeys;
+	StoreResult result = store_list_running(CurrentMemoryContext, &keys, &nkeys);
+
+	worker->look = false;
+	worker->look_at = 0;
+	if (result == STORE_UNINSTALLED)
+		return;					/* the syncs find out for themselves */
+	if (result != STORE_DONE)
+	{
+		ereport(LOG,
+				(errmsg("could not look for work: SQLSTATE %s", store_last_sqlstate())));
+		look_later(worker);
+		return;
+	}
+	for (int i = worker->nsyncs - 1; i >= 0; i--)
+	{
+		if (!is_listed(keys, nkeys, sync_id(worker->syncs[i])))
+			remove_sync(worker, i);
+	}
+	for (int i = 0; i < nkeys && worker->nsyncs < clinisync_max_running_syncs; i++)
+	{
+		Sync	   *sync;
+
+		if (has_sync(worker, keys[i].id))
+			continue;
+		sync = sync_begin(worker->context, &keys[i], worker->transport, &result);
+		if (sync)
+		{
+			worker->syncs = repalloc(worker->syncs, sizeof(Sync *) * (worker->nsyncs + 1));
+			worker->syncs[worker->nsyncs++] = sync;
+		}
+		else if (result != STORE_NOT_RUNNING)
+		{
+			ereport(LOG,
+					(errmsg("could not take up sync " INT64_FORMAT ": SQLSTATE %s",
+							keys[i].id, store_last_sqlstate())));
+			look_later(worker);
+		}
+	}
+}
+
+/* Wait for whatever comes first, and hand every sync its answer. */
+static void
+wait_for_events(Worker *worker, long timeout_ms)
+{
+	Transfer   *transfer;
+
+	worker->look |= transport_wait(worker->transport, timeout_ms);
+	while ((transfer = transport_next_done(worker->transport)) != NULL)
+		sync_answer(transfer->owner, transfer);
+}
+
+/* Give every sync that is due its turn; the network has its own in between. */
+static void
+advance_syncs(Worker *worker)
+{
+	for (int i = worker->nsyncs - 1; i >= 0; i--)
+	{
+		Sync	   *sync = worker->syncs[i];
+
+		if (sync_due(sync) > GetCurrentTimestamp())
+			continue;
+		sync_fetch(sync);
+		wait_for_events(worker, 0);
+		sync_store(sync);
+		if (sync_ended(sync))
+		{
+			/* its place may be wanted; its row may still say "running" */
+			if (sync_abandoned(sync))
+				look_later(worker);
+			else
+				worker->look = true;
+			remove_sync(worker, i);
+		}
+	}
+}
+
+/* How long the worker may wait, in milliseconds, for anything but an event. */
+static long
+pause_ms(const Worker *worker)
+{
+	TimestampTz due = worker->look_at ? worker->look_at : DT_NOEND;
+
+	if (worker->look)
+		return 0;
+	for (int i = 0; i < worker->nsyncs; i++)
+		due = Min(due, sync_due(worker->syncs[i]));
+	if (worker->idle_since)
+		due = Min(due, TimestampTzPlusMilliseconds(worker->idle_since, clinisync_idle_timeout));
+	if (due == DT_NOEND)
+		return -1;
+	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due);
+}
+
+/* Leave, if nobody wants this worker; see the top of this file. */
+static bool
+retire(Worker *worker)
+{
+	if (!try_lock(LOCK_START))
+		return false;
+	look_for_work(worker);
+	if (worker->nsyncs == 0 && worker->look_at == 0)
+	{
+		unlock(LOCK_WORKER);
+		unlock(LOCK_START);
+		return true;
+	}
+	unlock(LOCK_START);
+	return false;
+}
+
+/* Work until there has been none for clinisync.idle_timeout. */
+static void
+work(Worker *worker)
+{
+	MemoryContext turn = AllocSetContextCreate(worker->context, "clinisync turn",
+											   ALLOCSET_DEFAULT_SIZES);
+
+	for (;;)
+	{
+		MemoryContextReset(turn);
+		MemoryContextSwitchTo(turn);
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (worker->look || (worker->look_at && worker->look_at <= GetCurrentTimestamp()))
+		{
+			look_for_work(worker);
+			show_activity(worker);
+		}
+		advance_syncs(worker);
+
+		if (worker->nsyncs > 0 || worker->look || worker->look_at)
+			worker->idle_since = 0;
+		else if (worker->idle_since == 0)
+			worker->idle_since = GetCurrentTimestamp();
+		else if (TimestampDifferenceExceeds(worker->idle_since, GetCurrentTimestamp(),
+											clinisync_idle_timeout))
+		{
+			if (retire(worker))
+				return;
+			worker->idle_since = 0;
+		}
+
+		wait_for_events(worker, pause_ms(worker));
+	}
+}
+
+/* The worker's main function; arg is not used. */
+void
+clinisync_worker_main(Datum arg)
+{
+	Worker		worker = {.look = true};
+	WorkerOrder order;
+
+	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(order.database, InvalidOid, 0);
+	pin_settings();
+
+	if (VirtualTransactionIdIsValid(order.starter))
+		await_starter(order.starter);
+	if (!try_lock(LOCK_WORKER))
+	{
+		PGPROC	   *other = find_worker();
+
+		if (other)
+			SetLatch(&other->procLatch);
+		return;
+	}
+
+	worker.context = AllocSetContextCreate(TopMemoryContext, "clinisync worker",
+										   ALLOCSET_DEFAULT_SIZES);
+	worker.syncs = MemoryContextAlloc(worker.context, sizeof(Sync *));
+	worker.transport = transport_create(worker.context);
+	work(&worker);
+	MemoryContextDelete(worker.context);
+}
