@@ -9,6 +9,7 @@ OBJS = \
 	src/settings.o \
 	src/catalog.o \
 	src/secret.o \
+	src/json.o \
 	src/transport.o \
 	src/cliniko.o \
 	src/patient.o \

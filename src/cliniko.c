@@ -6,18 +6,16 @@
  * source settles a question, both answers are accepted. This file knows the
  * wire and the JSON, and neither SPI nor tables.
  *
- * Memory: results are palloc'ed in the current context. A page has a context
- * of its own, below the one given, and ends with cliniko_free_page().
+ * Memory: results are palloc'ed in the current context, pages in the one given.
+ * A page owns the body that it was read from, which is malloc'ed, so it must
+ * end with cliniko_free_page().
  */
 #include "postgres.h"
 
 #include <ctype.h>
 #include <time.h>
 
-#include "common/int.h"
-#include "mb/pg_wchar.h"
-#include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
+#include "lib/stringinfo.h"
 #include "utils/memutils.h"
 
 #include "clinisync.h"
@@ -290,185 +288,102 @@ cliniko_judge(Transfer *transfer)
 	return (ClinikoVerdict) {CLINIKO_UNAVAILABLE, true, 0};
 }
 
-/* The value of \uXXXX at the backslash, or -1. */
-static int
-unicode_escape(const char *at, const char *end)
-{
-	int			value = 0;
-
-	if (end - at < 6 || at[0] != '\\' || at[1] != 'u')
-		return -1;
-	for (int i = 2; i < 6; i++)
-	{
-		if (!isxdigit((unsigned char) at[i]))
-			return -1;
-		value = value * 16 +
-			(isdigit((unsigned char) at[i]) ? at[i] - '0' : tolower((unsigned char) at[i]) - 'a' + 10);
-	}
-	return value;
-}
-
-/*
- * Replace, in place, the escapes that JSON allows and no text in PostgreSQL
- * can hold, \u0000 and halves of surrogate pairs, by U+FFFD: one odd name must
- * not cost a page.
- */
-static void
-replace_impossible_escapes(char *body, size_t len)
-{
-	char	   *end = body + len;
-	char	   *at = body;
-
-	while ((at = memchr(at, '\\', end - at)) != NULL)
-	{
-		int			value = unicode_escape(at, end);
-		bool		high = (value >= 0xD800 && value <= 0xDBFF);
-		bool		low = (value >= 0xDC00 && value <= 0xDFFF);
-
-		if (high)
-		{
-			int			next = unicode_escape(at + 6, end);
-
-			if (next >= 0xDC00 && next <= 0xDFFF)
-			{
-				at += 12;
-				continue;
-			}
-		}
-		if (value == 0 || high || low)
-			memcpy(at, "\\ufffd", 6);
-		at += value >= 0 ? 6 : 2;
-		if (at >= end)
-			break;
-	}
-}
-
-/*
- * Parse a NUL-terminated body, changing it on the way. Answers NULL where it
- * is not JSON or not UTF-8. Needs no transaction: jsonb_in looks at no
- * catalog, so catching its error leaves nothing behind but memory.
- */
-Jsonb *
-cliniko_parse_json(char *body, size_t len)
-{
-	MemoryContext context = CurrentMemoryContext;
-	Jsonb	   *volatile json = NULL;
-
-	if (body == NULL || memchr(body, '\0', len) != NULL ||
-		!pg_verify_mbstr(PG_UTF8, body, len, true))
-		return NULL;
-	replace_impossible_escapes(body, len);
-
-	PG_TRY();
-	{
-		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(body)));
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
-	}
-	PG_END_TRY();
-	return json;
-}
-
-/* Look up a key of a JSON object. */
-bool
-cliniko_find(JsonbContainer *object, const char *key, JsonbValue *value)
-{
-	return getKeyJsonValueFromContainer(object, key, strlen(key), value) != NULL;
-}
-
-/* Read digits as an int64; ids are never negative and never floats. */
-bool
-cliniko_parse_int64(const char *digits, int len, int64 *value)
-{
-	int64		result = 0;
-
-	if (len < 1)
-		return false;
-	for (int i = 0; i < len; i++)
-	{
-		if (digits[i] < '0' || digits[i] > '9' ||
-			pg_mul_s64_overflow(result, 10, &result) ||
-			pg_add_s64_overflow(result, digits[i] - '0', &result))
-			return false;
-	}
-	*value = result;
-	return true;
-}
-
-/* An id or a count, which Cliniko sends as a string or as a number. */
-static bool
-read_int64(const JsonbValue *value, int64 *result)
-{
-	if (value->type == jbvString)
-		return cliniko_parse_int64(value->val.string.val, value->val.string.len, result);
-	if (value->type == jbvNumeric)
-	{
-		char	   *digits = numeric_normalize(value->val.numeric);
-
-		return cliniko_parse_int64(digits, strlen(digits), result);
-	}
-	return false;
-}
-
 /* Note what the enumeration needs of a record. */
 static void
-read_record(const JsonbValue *element, ClinikoRecord *record)
+read_record(JsonText element, ClinikoRecord *record)
 {
-	JsonbValue	value;
+	JsonWalk	walk;
+	JsonText	key;
+	JsonText	value;
+	int			left = 3;
 
 	memset(record, 0, sizeof(*record));
-	if (element->type != jbvBinary || !JsonContainerIsObject(element->val.binary.data))
+	if (!json_is_object(element))
 		return;
-	record->json = element->val.binary.data;
-	record->json_len = element->val.binary.len;
-	if (!cliniko_find(record->json, "id", &value) || !read_int64(&value, &record->id))
-		record->id = 0;
-	if (cliniko_find(record->json, "created_at", &value) && value.type == jbvString &&
-		value.val.string.len < CLINIKO_TIME_SIZE)
-		memcpy(record->created_at, value.val.string.val, value.val.string.len);
-	record->archived = cliniko_find(record->json, "archived_at", &value) &&
-		value.type == jbvString && value.val.string.len > 0;
+	record->json = element;
+	json_walk(element, &walk);
+	while (left > 0 && json_next_member(&walk, &key, &value))
+	{
+		if (json_equals(key, "id"))
+		{
+			if (!json_int64(value, &record->id))
+				record->id = 0;
+			left--;
+		}
+		else if (json_equals(key, "archived_at"))
+		{
+			record->archived = json_is_string(value) && !json_is_absent(value);
+			left--;
+		}
+		else if (json_equals(key, "created_at"))
+		{
+			if (json_is_string(value) && value.len < CLINIKO_TIME_SIZE)
+				record->created_at[json_unescape(value, record->created_at)] = '\0';
+			left--;
+		}
+	}
+}
+
+/* Note the records of a list; there are seldom more than were asked for. */
+static void
+read_records(JsonText list, ClinikoPage *page)
+{
+	JsonWalk	walk;
+	JsonText	element;
+	int			size = Max(clinisync_page_size, 1);
+
+	page->records = palloc(sizeof(ClinikoRecord) * size);
+	json_walk(list, &walk);
+	while (json_next_element(&walk, &element))
+	{
+		if (page->nrecords == size)
+		{
+			size *= 2;
+			page->records = repalloc_huge(page->records, sizeof(ClinikoRecord) * size);
+		}
+		read_record(element, &page->records[page->nrecords++]);
+	}
 }
 
 /*
- * Read an answer's body as a page of patients. Answers NULL where it is none:
- * not JSON, or without a list of patients or their number.
+ * Read an answer's body as a page of patients, taking the body over from the
+ * transfer. Answers NULL where it is none: not JSON, or without a list of
+ * patients or their number.
  */
 ClinikoPage *
-cliniko_parse_page(MemoryContext parent, Transfer *transfer)
+cliniko_parse_page(MemoryContext context, Transfer *transfer)
 {
-	MemoryContext context = AllocSetContextCreate(parent, "clinisync page",
-												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old_context = MemoryContextSwitchTo(context);
-	ClinikoPage *page = palloc0(sizeof(ClinikoPage));
-	Jsonb	   *json = cliniko_parse_json(transfer->body, transfer->body_len);
-	JsonbContainer *list;
-	JsonbValue	value;
+	MemoryContext old_context;
+	ClinikoPage *page;
+	JsonText	root;
+	JsonText	key;
+	JsonText	value;
+	JsonText	list = {0};
+	JsonText	links = {0};
+	int64		total_entries = -1;
+	JsonWalk	walk;
 
-	page->context = context;
-	MemoryContextSwitchTo(old_context);
-	if (json == NULL || !JB_ROOT_IS_OBJECT(json) ||
-		!cliniko_find(&json->root, "total_entries", &value) ||
-		!read_int64(&value, &page->total_entries) ||
-		!cliniko_find(&json->root, "patients", &value) ||
-		value.type != jbvBinary || !JsonContainerIsArray(value.val.binary.data))
-	{
-		MemoryContextDelete(context);
+	if (!json_check(transfer->body, transfer->body_len, &root) || !json_is_object(root))
 		return NULL;
+	json_walk(root, &walk);
+	while (json_next_member(&walk, &key, &value))
+	{
+		if (json_equals(key, "patients"))
+			list = value;
+		else if (json_equals(key, "links"))
+			links = value;
+		else if (json_equals(key, "total_entries") && !json_int64(value, &total_entries))
+			return NULL;
 	}
-	list = value.val.binary.data;
-	page->nrecords = JsonContainerSize(list);
-	page->has_next = cliniko_find(&json->root, "links", &value) && value.type == jbvBinary &&
-		JsonContainerIsObject(value.val.binary.data) &&
-		cliniko_find(value.val.binary.data, "next", &value) && value.type == jbvString;
+	if (total_entries < 0 || list.len == 0 || !json_is_array(list))
+		return NULL;
 
-	MemoryContextSwitchTo(context);
-	page->records = palloc(sizeof(ClinikoRecord) * Max(page->nrecords, 1));
-	for (int i = 0; i < page->nrecords; i++)
-		read_record(getIthJsonbValueFromContainer(list, i), &page->records[i]);
+	old_context = MemoryContextSwitchTo(context);
+	page = palloc0(sizeof(ClinikoPage));
+	page->total_entries = total_entries;
+	page->has_next = links.len > 0 && json_find(links, "next", &value) && json_is_string(value);
+	read_records(list, page);
+	page->body = transfer_take_body(transfer);
 	MemoryContextSwitchTo(old_context);
 	return page;
 }
@@ -476,5 +391,7 @@ cliniko_parse_page(MemoryContext parent, Transfer *transfer)
 void
 cliniko_free_page(ClinikoPage *page)
 {
-	MemoryContextDelete(page->context);
+	free(page->body);
+	pfree(page->records);
+	pfree(page);
 }

@@ -8,8 +8,8 @@
 #include "postgres.h"
 
 #include "datatype/timestamp.h"
-#include "utils/jsonb.h"
 
+#include "json.h"
 #include "transport.h"
 
 /* "au1": two letters, one or two digits */
@@ -74,19 +74,18 @@ typedef struct ClinikoCursor
 	int			page;			/* by creation: which page of those created since */
 } ClinikoCursor;
 
-/* One record of a page; the JSON belongs to the page. */
+/* One record of a page; the JSON is in the page's body. */
 typedef struct ClinikoRecord
 {
 	int64		id;				/* 0 where it is no int64 */
-	JsonbContainer *json;		/* NULL where the record is no object */
-	int			json_len;
+	JsonText	json;			/* an object; of length 0 where the record is none */
 	char		created_at[CLINIKO_TIME_SIZE];	/* empty where missing */
 	bool		archived;
 } ClinikoRecord;
 
 typedef struct ClinikoPage
 {
-	MemoryContext context;		/* holds the page; deleted by cliniko_free_page() */
+	char	   *body;			/* malloc'ed; the records point into it */
 	int64		total_entries;	/* how many match, on all pages */
 	bool		has_next;
 	int			nrecords;
@@ -106,10 +105,7 @@ extern char *cliniko_patients_url(const ClinikoAccount *account, const ClinikoCu
 extern Transfer *cliniko_get(Transport *transport, const ClinikoAccount *account,
 							 const char *url, void *owner);
 extern ClinikoVerdict cliniko_judge(Transfer *transfer);
-extern ClinikoPage *cliniko_parse_page(MemoryContext parent, Transfer *transfer);
+extern ClinikoPage *cliniko_parse_page(MemoryContext context, Transfer *transfer);
 extern void cliniko_free_page(ClinikoPage *page);
-extern Jsonb *cliniko_parse_json(char *body, size_t len);
-extern bool cliniko_parse_int64(const char *digits, int len, int64 *value);
-extern bool cliniko_find(JsonbContainer *object, const char *key, JsonbValue *value);
 
 #endif							/* CLINISYNC_CLINIKO_H */

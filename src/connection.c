@@ -31,22 +31,13 @@ static const char *const paths[] = {
 	[ASK_USER] = "/user",
 };
 
-/* A string at the end of a path of keys, or NULL. */
+/* A string of an object, or NULL. */
 static char *
-find_string(JsonbContainer *object, const char *outer, const char *key)
+find_string(JsonText object, const char *key)
 {
-	JsonbValue	value;
+	JsonText	value;
 
-	if (outer)
-	{
-		if (!cliniko_find(object, outer, &value) || value.type != jbvBinary ||
-			!JsonContainerIsObject(value.val.binary.data))
-			return NULL;
-		object = value.val.binary.data;
-	}
-	if (!cliniko_find(object, key, &value) || value.type != jbvString)
-		return NULL;
-	return pnstrdup(value.val.string.val, value.val.string.len);
+	return json_find(object, key, &value) ? json_string(value) : NULL;
 }
 
 /* The size of a list, from one page of it. */
@@ -67,15 +58,11 @@ read_total(Transfer *transfer, int64 *total)
 }
 
 /* The body as a JSON object, where there is one. */
-static JsonbContainer *
-read_object(Transfer *transfer)
+static bool
+read_object(Transfer *transfer, JsonText *object)
 {
-	Jsonb	   *json;
-
-	if (cliniko_judge(transfer).error != CLINIKO_NO_ERROR)
-		return NULL;
-	json = cliniko_parse_json(transfer->body, transfer->body_len);
-	return json && JB_ROOT_IS_OBJECT(json) ? &json->root : NULL;
+	return cliniko_judge(transfer).error == CLINIKO_NO_ERROR &&
+		json_check(transfer->body, transfer->body_len, object) && json_is_object(*object);
 }
 
 /* Ask, and fill in the report; its strings are in the current context. */
@@ -86,7 +73,7 @@ connection_test(const ClinikoAccount *account, ConnectionReport *report)
 												  ALLOCSET_DEFAULT_SIZES);
 	Transport  *transport = transport_create(context);
 	Transfer   *transfers[ASK_COUNT];
-	JsonbContainer *object;
+	JsonText	object;
 
 	memset(report, 0, sizeof(*report));
 	for (int i = 0; i < ASK_COUNT; i++)
@@ -107,12 +94,12 @@ connection_test(const ClinikoAccount *account, ConnectionReport *report)
 	report->error = read_total(transfers[ASK_ALL_PATIENTS], &report->total_patients);
 	if (report->error == CLINIKO_NO_ERROR)
 		report->error = read_total(transfers[ASK_ACTIVE_PATIENTS], &report->active_patients);
-	if ((object = read_object(transfers[ASK_ACCOUNT])) != NULL)
+	if (read_object(transfers[ASK_ACCOUNT], &object) && json_find(object, "account", &object))
 	{
-		report->account_id = find_string(object, "account", "id");
-		report->account_name = find_string(object, "account", "name");
+		report->account_id = find_string(object, "id");
+		report->account_name = find_string(object, "name");
 	}
-	if ((object = read_object(transfers[ASK_USER])) != NULL)
-		report->role = find_string(object, NULL, "role");
+	if (read_object(transfers[ASK_USER], &object))
+		report->role = find_string(object, "role");
 	MemoryContextDelete(context);
 }

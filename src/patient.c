@@ -14,13 +14,15 @@
 
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "lib/stringinfo.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
 #include "utils/datetime.h"
-#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
 #include "utils/timestamp.h"
 
-#include "cliniko.h"
+#include "compat.h"
+#include "json.h"
 #include "patient.h"
 
 /*
@@ -157,26 +159,30 @@ patient_column_type(int column)
 }
 
 /*
- * A hash of all that Cliniko says of a patient. jsonb keeps keys sorted and
- * once each, so equal content has equal bytes.
+ * A hash of all that Cliniko says of a patient, as it says it. Cliniko's JSON
+ * has a fixed order of keys; should that change, every row is written once
+ * more, and no harm is done.
  */
 int64
-patient_hash(JsonbContainer *record, int len)
+patient_hash(JsonText record)
 {
-	return (int64) hash_bytes_extended((const unsigned char *) record, len, FIELD_MAP_VERSION);
+	return (int64) hash_bytes_extended((const unsigned char *) record.at, record.len,
+									   FIELD_MAP_VERSION);
 }
 
 /* The index of a key in fields[], or -1. */
 static int
-find_field(const char *key, int len)
+find_field(JsonText key)
 {
+	const char *name = key.at + 1;
+	int			len = key.len - 2;
 	int			low = 0;
 	int			high = lengthof(fields);
 
 	while (low < high)
 	{
 		int			middle = (low + high) / 2;
-		int			order = strncmp(key, fields[middle].key, len);
+		int			order = strncmp(name, fields[middle].key, len);
 
 		if (order == 0 && fields[middle].key[len] == '\0')
 			return middle;
@@ -189,19 +195,13 @@ find_field(const char *key, int len)
 	return -1;
 }
 
-static bool
-is_null(const JsonbValue *value)
-{
-	return value->type == jbvNull || (value->type == jbvString && value->val.string.len == 0);
-}
-
 /* Two to four digits as a number, or -1. */
 static int
 read_digits(const char *at, int count)
 {
 	int64		value;
 
-	return cliniko_parse_int64(at, count, &value) ? (int) value : -1;
+	return parse_int64(at, count, &value) ? (int) value : -1;
 }
 
 /* Read YYYY-MM-DD; years from 1 to 9999, days that exist. */
@@ -272,41 +272,51 @@ read_timestamp(const char *at, int len, TimestampTz *timestamp)
 
 /* Read {"links": {"self": "https://…/contacts/123"}} as 123. */
 static bool
-read_link(const JsonbValue *value, int64 *id)
+read_link(JsonText value, int64 *id)
 {
-	JsonbValue	inner;
 	const char *end;
 	const char *start;
 
-	if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data) ||
-		!cliniko_find(value->val.binary.data, "links", &inner) ||
-		inner.type != jbvBinary || !JsonContainerIsObject(inner.val.binary.data) ||
-		!cliniko_find(inner.val.binary.data, "self", &inner) || inner.type != jbvString)
+	if (!json_find(value, "links", &value) || !json_find(value, "self", &value) ||
+		!json_is_string(value))
 		return false;
-	start = end = inner.val.string.val + inner.val.string.len;
-	while (start > inner.val.string.val && start[-1] != '/')
+	start = end = value.at + value.len - 1;
+	while (start > value.at + 1 && start[-1] != '/')
 		start--;
-	return cliniko_parse_int64(start, end - start, id);
+	return parse_int64(start, end - start, id);
 }
 
-/* Text, or whatever else came in its place, as text. */
+/* Text, or whatever else came in its place, as it was written. */
 static Datum
-read_text(JsonbValue *value)
+read_text(JsonText value)
 {
-	if (value->type == jbvString)
-		return PointerGetDatum(cstring_to_text_with_len(value->val.string.val,
-														value->val.string.len));
-	return CStringGetTextDatum(JsonbToCString(NULL, &JsonbValueToJsonb(value)->root, 0));
+	text	   *result;
+
+	if (!json_is_string(value))
+		return PointerGetDatum(cstring_to_text_with_len(value.at, value.len));
+	result = palloc(VARHDRSZ + value.len);
+	SET_VARSIZE(result, VARHDRSZ + json_unescape(value, VARDATA(result)));
+	return PointerGetDatum(result);
+}
+
+static bool
+read_json(JsonText value, Datum *datum)
+{
+	Jsonb	   *json = json_to_jsonb(value);
+
+	*datum = JsonbPGetDatum(json);
+	return json != NULL;
 }
 
 /* Turn one field's value into its column's. Answers false where it cannot be. */
 static bool
-read_value(FieldKind kind, JsonbValue *value, Datum *datum)
+read_value(FieldKind kind, JsonText value, Datum *datum)
 {
-	const char *string = value->type == jbvString ? value->val.string.val : "";
-	int			len = value->type == jbvString ? value->val.string.len : 0;
+	const char *string = value.at + 1;
+	int			len = json_is_string(value) ? value.len - 2 : 0;
 	DateADT		date;
 	int64		number;
+	bool		boolean;
 
 	switch (kind)
 	{
@@ -314,9 +324,9 @@ read_value(FieldKind kind, JsonbValue *value, Datum *datum)
 			*datum = read_text(value);
 			return true;
 		case FIELD_BOOLEAN:
-			if (value->type != jbvBool)
+			if (!json_boolean(value, &boolean))
 				return false;
-			*datum = BoolGetDatum(value->val.boolean);
+			*datum = BoolGetDatum(boolean);
 			return true;
 		case FIELD_DATE:
 			if (!read_date(string, len, &date))
@@ -329,8 +339,7 @@ read_value(FieldKind kind, JsonbValue *value, Datum *datum)
 			*datum = TimestampTzGetDatum(number);
 			return true;
 		case FIELD_JSON:
-			*datum = JsonbPGetDatum(JsonbValueToJsonb(value));
-			return true;
+			return read_json(value, datum);
 		case FIELD_LINK:
 			if (!read_link(value, &number))
 				return false;
@@ -347,35 +356,46 @@ read_value(FieldKind kind, JsonbValue *value, Datum *datum)
  * not documented as meaningful, its types are.
  */
 static bool
-read_phone(const JsonbValue *numbers, Datum *datum)
+read_phone(JsonText numbers, Datum *datum)
 {
-	JsonbContainer *list;
-	bool		found = false;
+	JsonText	first = {0};
+	JsonText	entry;
+	JsonText	number;
+	JsonText	type;
+	JsonWalk	walk;
 
-	if (numbers->type != jbvBinary || !JsonContainerIsArray(numbers->val.binary.data))
+	if (!json_is_array(numbers))
 		return false;
-	list = numbers->val.binary.data;
-	for (int i = 0; i < JsonContainerSize(list); i++)
+	json_walk(numbers, &walk);
+	while (json_next_element(&walk, &entry))
 	{
-		JsonbValue *entry = getIthJsonbValueFromContainer(list, i);
-		JsonbValue	number;
-		JsonbValue	type;
-		bool		mobile;
-
-		if (entry->type != jbvBinary || !JsonContainerIsObject(entry->val.binary.data) ||
-			!cliniko_find(entry->val.binary.data, "number", &number) ||
-			number.type != jbvString || is_null(&number))
+		if (!json_find(entry, "number", &number) || !json_is_string(number) ||
+			json_is_absent(number))
 			continue;
-		mobile = cliniko_find(entry->val.binary.data, "phone_type", &type) &&
-			type.type == jbvString && type.val.string.len == strlen("Mobile") &&
-			memcmp(type.val.string.val, "Mobile", strlen("Mobile")) == 0;
-		if (mobile || !found)
-			*datum = read_text(&number);
-		found = true;
-		if (mobile)
+		if (json_find(entry, "phone_type", &type) && json_equals(type, "Mobile"))
+		{
+			first = number;
 			break;
+		}
+		if (first.len == 0)
+			first = number;
 	}
-	return found;
+	if (first.len == 0)
+		return false;
+	*datum = read_text(first);
+	return true;
+}
+
+/* Gather a member that no column is for. */
+static void
+add_extra(StringInfo extra, JsonText key, JsonText value)
+{
+	if (extra->data == NULL)
+		initStringInfo(extra);
+	appendStringInfoString(extra, extra->len == 0 ? "{" : ", ");
+	appendBinaryStringInfo(extra, key.at, key.len);
+	appendStringInfoString(extra, ": ");
+	appendBinaryStringInfo(extra, value.at, value.len);
 }
 
 /*
@@ -384,48 +404,41 @@ read_phone(const JsonbValue *numbers, Datum *datum)
  * names its column.
  */
 void
-patient_read(JsonbContainer *record, PatientRow *row)
+patient_read(JsonText record, PatientRow *row)
 {
-	JsonbIterator *iterator = JsonbIteratorInit(record);
-	JsonbParseState *extra = NULL;
-	JsonbIteratorToken token;
-	JsonbValue	key;
-	JsonbValue	value;
+	StringInfoData extra = {0};
+	JsonWalk	walk;
+	JsonText	key;
+	JsonText	value;
 
 	memset(row->nulls, true, sizeof(row->nulls));
 	row->bad_column = NULL;
-	while ((token = JsonbIteratorNext(&iterator, &key, true)) != WJB_DONE)
+	json_walk(record, &walk);
+	while (json_next_member(&walk, &key, &value))
 	{
-		int			field;
+		int			field = find_field(key);
 
-		if (token != WJB_KEY)
-			continue;
-		(void) JsonbIteratorNext(&iterator, &value, true);
-		field = find_field(key.val.string.val, key.val.string.len);
 		if (field < 0)
 		{
-			if (extra == NULL)
-				pushJsonbValue(&extra, WJB_BEGIN_OBJECT, NULL);
-			pushJsonbValue(&extra, WJB_KEY, &key);
-			pushJsonbValue(&extra, WJB_VALUE, &value);
+			add_extra(&extra, key, value);
 			continue;
 		}
-		if (fields[field].kind == FIELD_IMPLIED || is_null(&value))
+		if (fields[field].kind == FIELD_IMPLIED || json_is_absent(value))
 			continue;
-		if (read_value(fields[field].kind, &value, &row->values[field]))
+		if (read_value(fields[field].kind, value, &row->values[field]))
 			row->nulls[field] = false;
 		else if (row->bad_column == NULL)
 			row->bad_column = patient_column_name(field);
+		if (strcmp(fields[field].key, "patient_phone_numbers") == 0)
+			row->nulls[COLUMN_PHONE] = !read_phone(value, &row->values[COLUMN_PHONE]);
 	}
-
-	if (cliniko_find(record, "patient_phone_numbers", &value) &&
-		read_phone(&value, &row->values[COLUMN_PHONE]))
-		row->nulls[COLUMN_PHONE] = false;
-	if (extra != NULL)
+	if (extra.len > 0)
 	{
-		JsonbValue *object = pushJsonbValue(&extra, WJB_END_OBJECT, NULL);
-
-		row->values[COLUMN_EXTRA] = JsonbPGetDatum(JsonbValueToJsonb(object));
-		row->nulls[COLUMN_EXTRA] = false;
+		appendStringInfoChar(&extra, '}');
+		value = (JsonText) {extra.data, extra.len};
+		if (read_json(value, &row->values[COLUMN_EXTRA]))
+			row->nulls[COLUMN_EXTRA] = false;
+		else
+			row->bad_column = patient_column_name(COLUMN_EXTRA);
 	}
 }

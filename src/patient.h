@@ -7,7 +7,7 @@
 
 #include "postgres.h"
 
-#include "utils/jsonb.h"
+#include "json.h"
 
 /* Room for the columns that patient.c fills; checked when it starts. */
 #define PATIENT_MAX_COLUMNS 64
@@ -22,7 +22,7 @@ typedef struct PatientRow
 extern int	patient_column_count(void);
 extern const char *patient_column_name(int column);
 extern Oid	patient_column_type(int column);
-extern int64 patient_hash(JsonbContainer *record, int len);
-extern void patient_read(JsonbContainer *record, PatientRow *row);
+extern int64 patient_hash(JsonText record);
+extern void patient_read(JsonText record, PatientRow *row);
 
 #endif							/* CLINISYNC_PATIENT_H */

@@ -366,89 +366,72 @@ run_checkpoint(const Run *run)
 			appendStringInfo(&json, ", \"%s\": \"" INT64_FORMAT "\"",
 							 counters[i].name, *counter(run, i));
 	}
-	appendStringInfo(&json, ", \"percent\": \"%.1f\"}", run->percent);
+	appendStringInfo(&json, ", \"permille\": %.0f}", run->percent * 10);
 	return json.data;
 }
 
-/* A string of a JSON object, or NULL. */
-static char *
-find_string(JsonbContainer *object, const char *key)
-{
-	JsonbValue	value;
-
-	if (!cliniko_find(object, key, &value) || value.type != jbvString)
-		return NULL;
-	return pnstrdup(value.val.string.val, value.val.string.len);
-}
-
+/* A whole number of a JSON object, or what it is else. */
 static int64
-to_int64(const char *digits)
+find_int64(JsonText object, const char *key, int64 otherwise)
 {
-	int64		value = 0;
+	JsonText	value;
+	int64		number;
 
-	if (digits)
-		(void) cliniko_parse_int64(digits, strlen(digits), &value);
-	return value;
+	return json_find(object, key, &value) && json_int64(value, &number) ? number : otherwise;
 }
 
-/* Strings of a JSON array, one at a time. */
-static char *
-array_string(JsonbContainer *array, int i)
+/* Take over the errors that the run had met. */
+static void
+restore_errors(Run *run, JsonText metadata)
 {
-	JsonbValue *element = getIthJsonbValueFromContainer(array, i);
+	JsonText	list;
+	JsonText	error;
+	JsonWalk	walk;
 
-	if (element == NULL || element->type != jbvString)
-		return NULL;
-	return pnstrdup(element->val.string.val, element->val.string.len);
+	if (!json_find(metadata, "errors", &list) || !json_is_array(list))
+		return;
+	json_walk(list, &walk);
+	while (json_next_element(&walk, &error))
+	{
+		if (json_is_string(error))
+			run_add_error(run, "%s", json_string(error));
+	}
 }
 
-static JsonbContainer *
-find_array(JsonbContainer *object, const char *key)
-{
-	JsonbValue	value;
-
-	if (!cliniko_find(object, key, &value) || value.type != jbvBinary ||
-		!JsonContainerIsArray(value.val.binary.data))
-		return NULL;
-	return value.val.binary.data;
-}
-
-/* Take up a run where its checkpoint left it. Either may be NULL. */
+/*
+ * Take up a run where its checkpoint left it. Both are JSON, as run_checkpoint()
+ * and run_metadata() made them.
+ */
 void
-run_restore(Run *run, Jsonb *checkpoint, Jsonb *metadata)
+run_restore(Run *run, const char *checkpoint, const char *metadata)
 {
-	JsonbContainer *list;
-	char	   *text;
+	ClinikoCursor *cursor = &run->state.cursor;
+	JsonText	object;
+	JsonText	value;
+	JsonWalk	walk;
+	int64		id;
 
-	if (checkpoint == NULL || !JB_ROOT_IS_OBJECT(checkpoint))
+	if (json_check(metadata, strlen(metadata), &object))
+		restore_errors(run, object);
+	if (!json_check(checkpoint, strlen(checkpoint), &object))
 		return;
-	text = find_string(&checkpoint->root, "order");
-	if (text && strcmp(text, "created_at") == 0)
+	if (json_find(object, "order", &value) && json_equals(value, "created_at"))
+		cursor->order = CLINIKO_BY_CREATION;
+	cursor->after_id = find_int64(object, "after_id", 0);
+	if (json_find(object, "since", &value) && json_is_string(value) &&
+		value.len < CLINIKO_TIME_SIZE)
+		cursor->since[json_unescape(value, cursor->since)] = '\0';
+	if (json_find(object, "seen", &value) && json_is_array(value))
 	{
-		run->state.cursor.order = CLINIKO_BY_CREATION;
-		if ((text = find_string(&checkpoint->root, "since")) != NULL)
-			strlcpy(run->state.cursor.since, text, CLINIKO_TIME_SIZE);
-		list = find_array(&checkpoint->root, "seen");
-		for (int i = 0; list != NULL && i < JsonContainerSize(list); i++)
-			run_add_seen(run, to_int64(array_string(list, i)));
+		json_walk(value, &walk);
+		while (json_next_element(&walk, &value))
+		{
+			if (json_int64(value, &id))
+				run_add_seen(run, id);
+		}
 	}
-	else
-		run->state.cursor.after_id = to_int64(find_string(&checkpoint->root, "after_id"));
 	for (int i = 0; i < lengthof(counters); i++)
-	{
-		if ((text = find_string(&checkpoint->root, counters[i].name)) != NULL)
-			*counter(run, i) = to_int64(text);
-	}
-	if ((text = find_string(&checkpoint->root, "percent")) != NULL)
-		run->percent = atof(text);
+		*counter(run, i) = find_int64(object, counters[i].name, *counter(run, i));
+	run->percent = find_int64(object, "permille", 0) / 10.0;
 	run->began_with = run_accounted(run);
-
-	if (metadata == NULL || !JB_ROOT_IS_OBJECT(metadata))
-		return;
-	list = find_array(&metadata->root, "errors");
-	for (int i = 0; list != NULL && i < JsonContainerSize(list); i++)
-	{
-		if ((text = array_string(list, i)) != NULL)
-			run_add_error(run, "%s", text);
-	}
 }

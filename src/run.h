@@ -8,8 +8,6 @@
 #include "postgres.h"
 
 #include "datatype/timestamp.h"
-#include "nodes/pg_list.h"
-#include "utils/jsonb.h"
 
 #include "cliniko.h"
 
@@ -90,6 +88,6 @@ extern void run_start_over(Run *run, ClinikoOrder order);
 extern void run_update_percent(Run *run);
 extern char *run_metadata(Run *run);
 extern char *run_checkpoint(const Run *run);
-extern void run_restore(Run *run, Jsonb *checkpoint, Jsonb *metadata);
+extern void run_restore(Run *run, const char *checkpoint, const char *metadata);
 
 #endif							/* CLINISYNC_RUN_H */

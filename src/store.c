@@ -274,7 +274,7 @@ load_run(const Catalog *catalog, void *arg)
 	bool		isnull;
 
 	prepare(&plan, catalog,
-			"SELECT l.operation_type, l.started_at, l.checkpoint, l.metadata,"
+			"SELECT l.operation_type, l.started_at, l.checkpoint::text, l.metadata::text,"
 			"       o.api_key_sealed, o.shard"
 			"  FROM @schema@.sync_logs l"
 			"  LEFT JOIN @schema@.cliniko_organizations o"
@@ -301,12 +301,7 @@ load_run(const Catalog *catalog, void *arg)
 
 	value = column(0, 3, &isnull);
 	if (!isnull)
-	{
-		Jsonb	   *checkpoint = DatumGetJsonbP(value);
-
-		value = column(0, 4, &isnull);
-		run_restore(run, checkpoint, isnull ? NULL : DatumGetJsonbP(value));
-	}
+		run_restore(run, TextDatumGetCString(value), TextDatumGetCString(column(0, 4, &isnull)));
 }
 
 /*
@@ -460,14 +455,14 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 		ClinikoRecord *record = &batch->records[i];
 		Change	   *change = &changes[nchanges];
 
-		if (record->id <= 0)
+		if (record->id == 0)
 		{
 			run->state.failed++;
 			run_add_error(run, "A patient without a usable id");
 			continue;
 		}
 		change->id = record->id;
-		change->hash = patient_hash(record->json, record->json_len);
+		change->hash = patient_hash(record->json);
 		change->known = change->restored = false;
 		for (uint64 k = 0; k < nknown; k++)
 		{

@@ -209,6 +209,8 @@ sync_begin(MemoryContext parent, const StoreRunKey *key, Transport *transport,
 void
 sync_free(Sync *sync)
 {
+	if (sync->page)
+		cliniko_free_page(sync->page);
 	if (sync->transfer)
 		transfer_release(sync->transport, sync->transfer);
 	if (sync->account)

@@ -366,6 +366,17 @@ transfer_release(Transport *transport, Transfer *shown)
 	free(transfer);
 }
 
+/* Take the body out of an ended transfer; the caller frees it. May be NULL. */
+char *
+transfer_take_body(Transfer *transfer)
+{
+	char	   *body = transfer->body;
+
+	transfer->body = NULL;
+	transfer->body_len = 0;
+	return body;
+}
+
 /* Note how a transfer ended. */
 static void
 finish_transfer(PrivateTransfer *transfer, CURLcode code)

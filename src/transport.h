@@ -48,6 +48,7 @@ extern Transfer *transport_get(Transport *transport, const TransferRequest *requ
 extern bool transport_wait(Transport *transport, long timeout_ms);
 extern Transfer *transport_next_done(Transport *transport);
 extern bool transfer_header(Transfer *transfer, const char *name, int64 *value);
+extern char *transfer_take_body(Transfer *transfer);
 extern void transfer_release(Transport *transport, Transfer *transfer);
 
 #endif							/* CLINISYNC_TRANSPORT_H */
