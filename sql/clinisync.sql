@@ -385,6 +385,15 @@ REVOKE ALL ON FUNCTION @extschema@.clinisync_ensure_worker() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_ensure_worker() IS
 'Starts this database''s worker where a run has none, so that it resumes; never fails for want of one.';
 
+CREATE FUNCTION @extschema@.clinisync_changes()
+RETURNS SETOF record
+LANGUAGE c ROWS 100
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.clinisync_changes() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.clinisync_changes() IS
+'The rows that the background worker is about to store; raises feature_not_supported anywhere else.';
+
 CREATE FUNCTION @extschema@.clinisync_require_between(name text, value bigint, lowest bigint, highest bigint)
 RETURNS void
 LANGUAGE plpgsql IMMUTABLE

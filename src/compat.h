@@ -8,6 +8,7 @@
 #ifndef CLINISYNC_COMPAT_H
 #define CLINISYNC_COMPAT_H
 
+#include "fmgr.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #if PG_VERSION_NUM >= 160000
@@ -35,5 +36,10 @@ compat_create_wait_event_set(MemoryContext context, int nevents)
 #else
 #define COMPAT_MY_LXID (MyProc->lxid)
 #endif
+
+/* 16: PG_FUNCTION_INFO_V1 makes not only its record visible, but the function */
+#define SQL_FUNCTION(name) \
+	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
+	PG_FUNCTION_INFO_V1(name)
 
 #endif							/* CLINISYNC_COMPAT_H */

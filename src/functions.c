@@ -21,16 +21,12 @@
 #include "catalog.h"
 #include "cliniko.h"
 #include "clinisync.h"
+#include "compat.h"
 #include "connection.h"
 #include "organization.h"
 #include "worker.h"
 
 #define OPERATION_FULL "full_patients"
-
-/* Up to PostgreSQL 15, PG_FUNCTION_INFO_V1 makes only its record visible. */
-#define SQL_FUNCTION(name) \
-	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
-	PG_FUNCTION_INFO_V1(name)
 
 SQL_FUNCTION(clinisync_require_organization);
 SQL_FUNCTION(clinisync_require_setup);

@@ -170,15 +170,20 @@ patient_hash(JsonText record)
 									   FIELD_MAP_VERSION);
 }
 
-/* The index of a key in fields[], or -1. */
+/*
+ * The index of a key in fields[], or -1. likely: the index to try first, since
+ * Cliniko's keys come in an order of their own that does not change.
+ */
 static int
-find_field(JsonText key)
+find_field(JsonText key, int likely)
 {
 	const char *name = key.at + 1;
 	int			len = key.len - 2;
 	int			low = 0;
 	int			high = lengthof(fields);
 
+	if (likely < lengthof(fields) && json_equals(key, fields[likely].key))
+		return likely;
 	while (low < high)
 	{
 		int			middle = (low + high) / 2;
@@ -410,14 +415,16 @@ patient_read(JsonText record, PatientRow *row)
 	JsonWalk	walk;
 	JsonText	key;
 	JsonText	value;
+	int			likely = 0;
 
 	memset(row->nulls, true, sizeof(row->nulls));
 	row->bad_column = NULL;
 	json_walk(record, &walk);
 	while (json_next_member(&walk, &key, &value))
 	{
-		int			field = find_field(key);
+		int			field = find_field(key, likely);
 
+		likely = field + 1;
 		if (field < 0)
 		{
 			add_extra(&extra, key, value);

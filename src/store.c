@@ -22,6 +22,8 @@
 #include "catalog/pg_type.h"
 #include "commands/async.h"
 #include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "utils/array.h"
@@ -33,6 +35,7 @@
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #include "catalog.h"
 #include "clinisync.h"
@@ -501,60 +504,87 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 }
 
 /*
- * Build the upsert from the column map. Every column is an array, of which
- * unnest() makes the rows; the last three parameters are ours.
+ * The rows that the upsert is about to read, and their columns. They reach the
+ * statement through clinisync_changes(), a function in its FROM: values that
+ * are typed already need no parameters, arrays or JSON on the way.
  */
-static char *
-upsert_sql(Oid *types, int *nargs)
+static Tuplestorestate *upsert_rows;
+static TupleDesc upsert_columns;
+
+SQL_FUNCTION(clinisync_changes);
+
+/* Hand the rows over to the executor, which frees them. */
+Datum
+clinisync_changes(PG_FUNCTION_ARGS)
 {
-	StringInfoData columns;
-	StringInfoData arrays;
-	StringInfoData updates;
-	int			n = 0;
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 
-	initStringInfo(&columns);
-	initStringInfo(&arrays);
-	initStringInfo(&updates);
-	types[n++] = TEXTOID;
-	types[n++] = TIMESTAMPTZOID;
-	types[n++] = INT8ARRAYOID;
-	types[n++] = INT8ARRAYOID;
-	for (int i = 0; i < patient_column_count(); i++)
-	{
-		const char *name = patient_column_name(i);
-
-		if (name == NULL)
-			continue;
-		types[n++] = get_array_type(patient_column_type(i));
-		appendStringInfo(&columns, ", %s", name);
-		appendStringInfo(&arrays, ", $%d", n);
-		appendStringInfo(&updates, ", %s = excluded.%s", name, name);
-	}
-	*nargs = n;
-	return psprintf("INSERT INTO @schema@.patients AS p"
-					" (organization_id, first_synced_at, last_synced_at,"
-					"  cliniko_patient_id, record_hash%s)"
-					" SELECT $1, $2, $2, r.* FROM unnest($3, $4%s) r"
-					" ON CONFLICT (organization_id, cliniko_patient_id) DO UPDATE"
-					" SET record_hash = excluded.record_hash,"
-					"     first_synced_at = coalesce(p.first_synced_at, excluded.first_synced_at),"
-					"     last_synced_at = excluded.last_synced_at,"
-					"     missing_sync_id = NULL, deleted_at = NULL%s",
-					columns.data, arrays.data, updates.data);
+	if (upsert_rows == NULL || result == NULL || !IsA(result, ReturnSetInfo) ||
+		(result->allowedModes & SFRM_Materialize) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("clinisync_changes() is for the background worker alone")));
+	result->returnMode = SFRM_Materialize;
+	result->setResult = upsert_rows;
+	result->setDesc = CreateTupleDescCopy(upsert_columns);
+	upsert_rows = NULL;
+	return (Datum) 0;
 }
 
-/* An array of one value of each change. */
-static Datum
-make_array(Datum *values, bool *nulls, int n, Oid type)
+/* Describe the rows of clinisync_changes(): two columns of ours, then the map. */
+static TupleDesc
+describe_columns(void)
 {
-	int			lower = 1;
-	int16		len;
-	bool		byval;
-	char		align;
+	MemoryContext old_context = MemoryContextSwitchTo(TopMemoryContext);
+	TupleDesc	columns;
+	int			n = 2;
 
-	get_typlenbyvalalign(type, &len, &byval, &align);
-	return PointerGetDatum(construct_md_array(values, nulls, 1, &n, &lower,
-											  type, len, byval, align));
+	for (int i = 0; i < patient_column_count(); i++)
+		n += patient_column_name(i) != NULL;
+	columns = CreateTemplateTupleDesc(n);
+	TupleDescInitEntry(columns, 1, "cliniko_patient_id", INT8OID, -1, 0);
+	TupleDescInitEntry(columns, 2, "record_hash", INT8OID, -1, 0);
+	n = 2;
+	for (int i = 0; i < patient_column_count(); i++)
+	{
+		if (patient_column_name(i) != NULL)
+			TupleDescInitEntry(columns, ++n, patient_column_name(i), patient_column_type(i), -1, 0);
+	}
+	MemoryContextSwitchTo(old_context);
+	return columns;
+}
+
+/* Build the upsert from the columns. */
+static char *
+upsert_sql(void)
+{
+	StringInfoData names;
+	StringInfoData definitions;
+	StringInfoData updates;
+
+	initStringInfo(&names);
+	initStringInfo(&definitions);
+	initStringInfo(&updates);
+	for (int i = 0; i < upsert_columns->natts; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(upsert_columns, i);
+		const char *name = NameStr(column->attname);
+
+		appendStringInfo(&names, "%s, ", name);
+		appendStringInfo(&definitions, "%s%s %s", i > 0 ? ", " : "", name,
+						 format_type_be(column->atttypid));
+		appendStringInfo(&updates, "%s = excluded.%s, ", name, name);
+	}
+	return psprintf("INSERT INTO @schema@.patients AS p"
+					" (%s organization_id, first_synced_at, last_synced_at)"
+					" SELECT c.*, $1, $2, $2"
+					"   FROM @schema@.clinisync_changes() AS c (%s)"
+					" ON CONFLICT (organization_id, cliniko_patient_id) DO UPDATE"
+					" SET %s"
+					"     first_synced_at = coalesce(p.first_synced_at, excluded.first_synced_at),"
+					"     last_synced_at = excluded.last_synced_at,"
+					"     missing_sync_id = NULL, deleted_at = NULL",
+					names.data, definitions.data, updates.data);
 }
 
 /* Write rows. Answers how many the table took. */
@@ -562,37 +592,35 @@ static uint64
 upsert(const Catalog *catalog, const char *organization_id, Change *changes, int nchanges)
 {
 	static SPIPlanPtr plan;
-	static Oid	types[PATIENT_MAX_COLUMNS + 4];
-	static int	nargs;
-	Datum		args[PATIENT_MAX_COLUMNS + 4];
-	Datum	   *values = palloc(sizeof(Datum) * nchanges);
-	bool	   *nulls = palloc0(sizeof(bool) * nchanges);
-	int			n = 0;
+	Oid			types[] = {TEXTOID, TIMESTAMPTZOID};
+	Datum		args[] = {
+		CStringGetTextDatum(organization_id),
+		TimestampTzGetDatum(GetCurrentTimestamp())
+	};
+	Datum		values[PATIENT_MAX_COLUMNS + 2];
+	bool		nulls[PATIENT_MAX_COLUMNS + 2] = {false};
 
+	if (upsert_columns == NULL)
+		upsert_columns = describe_columns();
 	if (plan == NULL)
-	{
-		char	   *sql = upsert_sql(types, &nargs);
+		prepare(&plan, catalog, upsert_sql(), lengthof(types), types);
 
-		prepare(&plan, catalog, sql, nargs, types);
-	}
-	args[n++] = CStringGetTextDatum(organization_id);
-	args[n++] = TimestampTzGetDatum(GetCurrentTimestamp());
+	upsert_rows = tuplestore_begin_heap(false, false, work_mem);
 	for (int i = 0; i < nchanges; i++)
-		values[i] = Int64GetDatum(changes[i].id);
-	args[n++] = make_array(values, nulls, nchanges, INT8OID);
-	for (int i = 0; i < nchanges; i++)
-		values[i] = Int64GetDatum(changes[i].hash);
-	args[n++] = make_array(values, nulls, nchanges, INT8OID);
-	for (int c = 0; c < patient_column_count(); c++)
 	{
-		if (patient_column_name(c) == NULL)
-			continue;
-		for (int i = 0; i < nchanges; i++)
+		PatientRow *row = &changes[i].row;
+		int			n = 2;
+
+		values[0] = Int64GetDatum(changes[i].id);
+		values[1] = Int64GetDatum(changes[i].hash);
+		for (int c = 0; c < patient_column_count(); c++)
 		{
-			values[i] = changes[i].row.values[c];
-			nulls[i] = changes[i].row.nulls[c];
+			if (patient_column_name(c) == NULL)
+				continue;
+			values[n] = row->values[c];
+			nulls[n++] = row->nulls[c];
 		}
-		args[n++] = make_array(values, nulls, nchanges, patient_column_type(c));
+		tuplestore_putvalues(upsert_rows, upsert_columns, values, nulls);
 	}
 	execute(plan, args, NULL, SPI_OK_INSERT);
 	return SPI_processed;

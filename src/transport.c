@@ -47,8 +47,8 @@
 /* How many ready sockets one epoll_wait() takes; more wait for the next. */
 #define EVENTS_PER_WAIT 64
 
-/* The first size of a body's buffer; a page of 100 patients is a few of these. */
-#define INITIAL_BODY_SIZE (64 * 1024)
+/* The least size of a body's buffer; a page of 100 patients is a few of these. */
+#define LEAST_BODY_SIZE ((size_t) 64 * 1024)
 
 /* How long connecting may take, at most. */
 #define CONNECT_TIMEOUT_MS 10000L
@@ -60,6 +60,7 @@ struct Transport
 	WaitEventSet *waits;
 	int64		timer_due_us;	/* when libcurl wants to be called in any case, or -1 */
 	dlist_head	transfers;		/* all PrivateTransfers that are not released */
+	size_t		usual_body_size;	/* what the last answer took */
 	MemoryContextCallback at_reset;
 };
 
@@ -69,7 +70,7 @@ typedef struct PrivateTransfer
 	dlist_node	node;
 	CURL	   *easy;
 	struct curl_slist *headers;
-	size_t		body_size;		/* allocated */
+	size_t		body_size;		/* allocated, or to be allocated first */
 	size_t		max_size;
 	bool		too_large;
 	bool		reported;		/* transport_next_done() has returned it */
@@ -169,9 +170,11 @@ on_body(char *data, size_t size, size_t count, void *arg)
 		transfer->too_large = true;
 		return 0;				/* libcurl ends the transfer */
 	}
-	if (needed > transfer->body_size)
+	if (transfer->shown.body == NULL || needed > transfer->body_size)
 	{
-		size_t		larger = Max(needed, Max(transfer->body_size * 2, INITIAL_BODY_SIZE));
+		size_t		larger = transfer->shown.body == NULL
+			? Max(needed, transfer->body_size)
+			: Max(needed, transfer->body_size * 2);
 		char	   *body = realloc(transfer->shown.body, larger);
 
 		if (body == NULL)
@@ -328,6 +331,7 @@ transport_get(Transport *transport, const TransferRequest *request)
 	transfer->shown.owner = request->owner;
 	transfer->shown.reason = "";
 	transfer->max_size = request->max_size;
+	transfer->body_size = Max(transport->usual_body_size, LEAST_BODY_SIZE);
 	transfer->started_us = monotonic_us();
 	dlist_push_tail(&transport->transfers, &transfer->node);
 
@@ -379,7 +383,7 @@ transfer_take_body(Transfer *transfer)
 
 /* Note how a transfer ended. */
 static void
-finish_transfer(PrivateTransfer *transfer, CURLcode code)
+finish_transfer(Transport *transport, PrivateTransfer *transfer, CURLcode code)
 {
 	transfer->shown.elapsed_us = monotonic_us() - transfer->started_us;
 	if (transfer->too_large)
@@ -387,6 +391,7 @@ finish_transfer(PrivateTransfer *transfer, CURLcode code)
 	else if (code == CURLE_OK)
 	{
 		transfer->shown.outcome = TRANSFER_ANSWERED;
+		transport->usual_body_size = transfer->shown.body_len + 1;
 		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &transfer->shown.status);
 	}
 	else
@@ -431,7 +436,7 @@ drive(Transport *transport)
 		if (message->msg != CURLMSG_DONE)
 			continue;
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
-		finish_transfer(transfer, message->data.result);
+		finish_transfer(transport, transfer, message->data.result);
 	}
 }
 

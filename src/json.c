@@ -1,0 +1,526 @@
+/*
+ * json.c
+ *		Read JSON in place.
+ *
+ * A text is checked once, as a whole, by json_check(): after that a value is
+ * a pair of pointers into it, and walking through an object or an array only
+ * has to find the ends of values. Nothing is copied or allocated until a value
+ * is wanted in another form.
+ *
+ * Why not jsonb_in: making jsonb of a page sorts, copies and aligns everything
+ * in it, which costs more than storing the patients, and most of a page is
+ * usually unchanged and not looked at at all. jsonb_in is used where jsonb is
+ * what is wanted: for the columns of that type.
+ *
+ * What JSON allows and a text of PostgreSQL's cannot hold, \u0000 and halves of
+ * surrogate pairs, is read as U+FFFD: one odd name must not cost a page.
+ */
+#include "postgres.h"
+
+#include <ctype.h>
+#include <limits.h>
+
+#include "common/int.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+
+#include "json.h"
+
+/* Deeper nesting than any record has by far. */
+#define MAX_DEPTH 100
+
+#define REPLACEMENT_CHARACTER 0xFFFD
+
+static const char *
+skip_blanks(const char *at, const char *end)
+{
+	while (at < end && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t'))
+		at++;
+	return at;
+}
+
+/*
+ * Checking. Each function is given the first character of something and
+ * answers the one behind its end, or NULL where it is not well-formed.
+ */
+
+static const char *
+check_string(const char *at, const char *end)
+{
+	for (at++; at < end; at++)
+	{
+		if (*at == '"')
+			return at + 1;
+		if ((unsigned char) *at < ' ')
+			return NULL;
+		if (*at == '\\')
+		{
+			if (++at == end || strchr("\"\\/bfnrtu", *at) == NULL)
+				return NULL;
+			if (*at == 'u')
+			{
+				for (int i = 1; i <= 4; i++)
+				{
+					if (at + i >= end || !isxdigit((unsigned char) at[i]))
+						return NULL;
+				}
+				at += 4;
+			}
+		}
+	}
+	return NULL;
+}
+
+static const char *
+check_digits(const char *at, const char *end)
+{
+	const char *start = at;
+
+	while (at < end && *at >= '0' && *at <= '9')
+		at++;
+	return at > start ? at : NULL;
+}
+
+static const char *
+check_number(const char *at, const char *end)
+{
+	if (*at == '-')
+		at++;
+	if (at < end && *at == '0')
+		at++;
+	else
+		at = check_digits(at, end);
+	if (at && at < end && *at == '.')
+		at = check_digits(at + 1, end);
+	if (at && at < end && (*at == 'e' || *at == 'E'))
+	{
+		at++;
+		if (at < end && (*at == '+' || *at == '-'))
+			at++;
+		at = check_digits(at, end);
+	}
+	return at;
+}
+
+static const char *
+check_word(const char *at, const char *end, const char *word)
+{
+	size_t		len = strlen(word);
+
+	return end - at >= len && memcmp(at, word, len) == 0 ? at + len : NULL;
+}
+
+static const char *
+check_value(const char *at, const char *end, int depth)
+{
+	bool		object;
+	char		closing;
+
+	if (at >= end || depth > MAX_DEPTH)
+		return NULL;
+	switch (*at)
+	{
+		case '"':
+			return check_string(at, end);
+		case 't':
+			return check_word(at, end, "true");
+		case 'f':
+			return check_word(at, end, "false");
+		case 'n':
+			return check_word(at, end, "null");
+		case '{':
+		case '[':
+			break;
+		default:
+			return check_number(at, end);
+	}
+
+	object = (*at == '{');
+	closing = object ? '}' : ']';
+	at = skip_blanks(at + 1, end);
+	if (at < end && *at == closing)
+		return at + 1;
+	for (;;)
+	{
+		if (object)
+		{
+			if (at >= end || *at != '"' || (at = check_string(at, end)) == NULL)
+				return NULL;
+			at = skip_blanks(at, end);
+			if (at >= end || *at != ':')
+				return NULL;
+			at = skip_blanks(at + 1, end);
+		}
+		at = check_value(at, end, depth + 1);
+		if (at == NULL)
+			return NULL;
+		at = skip_blanks(at, end);
+		if (at >= end)
+			return NULL;
+		if (*at == closing)
+			return at + 1;
+		if (*at != ',')
+			return NULL;
+		at = skip_blanks(at + 1, end);
+	}
+}
+
+/* Check that a text is JSON in UTF-8, and find the value in it. */
+bool
+json_check(const char *text, size_t len, JsonText *value)
+{
+	const char *end = text + len;
+	const char *at;
+
+	if (text == NULL || len > INT_MAX || !pg_verify_mbstr(PG_UTF8, text, len, true))
+		return false;
+	value->at = skip_blanks(text, end);
+	at = check_value(value->at, end, 0);
+	if (at == NULL || skip_blanks(at, end) != end)
+		return false;
+	value->len = at - value->at;
+	return true;
+}
+
+/*
+ * Walking through what has been checked.
+ */
+
+/* Behind a string, from its opening quote: the next quote without a backslash. */
+static const char *
+string_end(const char *at)
+{
+	for (;;)
+	{
+		const char *quote = rawmemchr(at + 1, '"');
+		const char *before = quote;
+
+		while (before[-1] == '\\')
+			before--;
+		if ((quote - before) % 2 == 0)
+			return quote + 1;
+		at = quote;
+	}
+}
+
+/* Behind an object or an array, from its opening bracket. */
+static const char *
+container_end(const char *at)
+{
+	int			depth = 0;
+
+	for (;;)
+	{
+		at += strcspn(at, "\"{}[]");
+		if (*at == '"')
+		{
+			at = string_end(at);
+			continue;
+		}
+		depth += (*at == '{' || *at == '[') ? 1 : -1;
+		at++;
+		if (depth == 0)
+			return at;
+	}
+}
+
+/* Where a value ends. */
+static const char *
+value_end(const char *at)
+{
+	if (*at == '"')
+		return string_end(at);
+	if (*at == '{' || *at == '[')
+		return container_end(at);
+	return at + strcspn(at, ",]} \t\r\n");
+}
+
+bool
+json_is_object(JsonText value)
+{
+	return *value.at == '{';
+}
+
+bool
+json_is_array(JsonText value)
+{
+	return *value.at == '[';
+}
+
+bool
+json_is_string(JsonText value)
+{
+	return *value.at == '"';
+}
+
+/* Cliniko sends what is absent as null, as "", or not at all. */
+bool
+json_is_absent(JsonText value)
+{
+	return *value.at == 'n' || (value.len == 2 && *value.at == '"');
+}
+
+/* Begin a walk through the members of an object or the elements of an array. */
+void
+json_walk(JsonText container, JsonWalk *walk)
+{
+	walk->at = container.at + 1;
+	walk->end = container.at + container.len - 1;
+}
+
+/* Take the next value, and what separates it from the one behind it. */
+static void
+take_value(JsonWalk *walk, JsonText *value)
+{
+	value->at = walk->at;
+	walk->at = value_end(walk->at);
+	value->len = walk->at - value->at;
+	walk->at = skip_blanks(walk->at, walk->end);
+	if (walk->at < walk->end)
+		walk->at++;				/* the comma, or the colon behind a key */
+}
+
+/* The next member of an object; the key is a string value, with its quotes. */
+bool
+json_next_member(JsonWalk *walk, JsonText *key, JsonText *value)
+{
+	walk->at = skip_blanks(walk->at, walk->end);
+	if (walk->at >= walk->end)
+		return false;
+	take_value(walk, key);
+	walk->at = skip_blanks(walk->at, walk->end);
+	take_value(walk, value);
+	return true;
+}
+
+/* The next element of an array. */
+bool
+json_next_element(JsonWalk *walk, JsonText *value)
+{
+	walk->at = skip_blanks(walk->at, walk->end);
+	if (walk->at >= walk->end)
+		return false;
+	take_value(walk, value);
+	return true;
+}
+
+/* Whether a string is this text, which needs no escapes. */
+bool
+json_equals(JsonText string, const char *text)
+{
+	size_t		len = strlen(text);
+
+	return json_is_string(string) && string.len == len + 2 &&
+		memcmp(string.at + 1, text, len) == 0;
+}
+
+/* A member of an object; false where there is none, or this is no object. */
+bool
+json_find(JsonText object, const char *key, JsonText *value)
+{
+	JsonWalk	walk;
+	JsonText	found;
+
+	if (!json_is_object(object))
+		return false;
+	json_walk(object, &walk);
+	while (json_next_member(&walk, &found, value))
+	{
+		if (json_equals(found, key))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Values in other forms
+ */
+
+/* The number that four hexadecimal digits are. */
+static int
+hexadecimal(const char *at)
+{
+	int			value = 0;
+
+	for (int i = 0; i < 4; i++)
+		value = value * 16 + (isdigit((unsigned char) at[i]) ? at[i] - '0'
+							  : tolower((unsigned char) at[i]) - 'a' + 10);
+	return value;
+}
+
+/*
+ * Read \uXXXX, or two of them that are a surrogate pair, and move behind. What
+ * no text can hold is U+FFFD.
+ */
+static pg_wchar
+read_unicode_escape(const char **at, const char *end)
+{
+	int			first = hexadecimal(*at + 2);
+
+	*at += 6;
+	if (first >= 0xD800 && first <= 0xDBFF && end - *at >= 6 && (*at)[0] == '\\' && (*at)[1] == 'u')
+	{
+		int			second = hexadecimal(*at + 2);
+
+		if (second >= 0xDC00 && second <= 0xDFFF)
+		{
+			*at += 6;
+			return 0x10000 + ((first & 0x3FF) << 10) + (second & 0x3FF);
+		}
+	}
+	if (first == 0 || (first >= 0xD800 && first <= 0xDFFF))
+		return REPLACEMENT_CHARACTER;
+	return first;
+}
+
+/*
+ * Write what a string means, without a NUL behind it; "into" has room for the
+ * string's length. Answers how many bytes that are.
+ */
+int
+json_unescape(JsonText string, char *into)
+{
+	const char *at = string.at + 1;
+	const char *end = string.at + string.len - 1;
+	char	   *to = into;
+
+	while (at < end)
+	{
+		const char *backslash = memchr(at, '\\', end - at);
+		const char *stop = backslash ? backslash : end;
+
+		memcpy(to, at, stop - at);
+		to += stop - at;
+		at = stop;
+		if (backslash == NULL)
+			break;
+		switch (at[1])
+		{
+			case 'u':
+				{
+					unsigned char utf8[8];
+					int			len;
+
+					unicode_to_utf8(read_unicode_escape(&at, end), utf8);
+					len = pg_utf_mblen(utf8);
+					memcpy(to, utf8, len);
+					to += len;
+					continue;
+				}
+			case 'b':
+				*to++ = '\b';
+				break;
+			case 'f':
+				*to++ = '\f';
+				break;
+			case 'n':
+				*to++ = '\n';
+				break;
+			case 'r':
+				*to++ = '\r';
+				break;
+			case 't':
+				*to++ = '\t';
+				break;
+			default:
+				*to++ = at[1];
+				break;
+		}
+		at += 2;
+	}
+	return to - into;
+}
+
+/* What a string means, palloc'ed; NULL where the value is no string. */
+char *
+json_string(JsonText string)
+{
+	char	   *text;
+
+	if (!json_is_string(string))
+		return NULL;
+	text = palloc(string.len);
+	text[json_unescape(string, text)] = '\0';
+	return text;
+}
+
+bool
+json_boolean(JsonText value, bool *result)
+{
+	*result = (*value.at == 't');
+	return *value.at == 't' || *value.at == 'f';
+}
+
+/* Read digits as an int64: an id is never negative, and never a float. */
+bool
+parse_int64(const char *digits, int len, int64 *value)
+{
+	int64		result = 0;
+
+	if (len < 1)
+		return false;
+	for (int i = 0; i < len; i++)
+	{
+		if (digits[i] < '0' || digits[i] > '9' ||
+			pg_mul_s64_overflow(result, 10, &result) ||
+			pg_add_s64_overflow(result, digits[i] - '0', &result))
+			return false;
+	}
+	*value = result;
+	return true;
+}
+
+/* An id or a count, as a number or as a string of digits. */
+bool
+json_int64(JsonText value, int64 *result)
+{
+	if (json_is_string(value))
+		return parse_int64(value.at + 1, value.len - 2, result);
+	return parse_int64(value.at, value.len, result);
+}
+
+/* Make escapes that jsonb would refuse ones that it takes. */
+static void
+replace_impossible_escapes(char *text, int len)
+{
+	const char *end = text + len;
+	const char *at = text;
+
+	while ((at = memchr(at, '\\', end - at)) != NULL)
+	{
+		const char *start = at;
+
+		if (at[1] != 'u')
+			at += 2;
+		else if (read_unicode_escape(&at, end) == REPLACEMENT_CHARACTER)
+			memcpy(text + (start - text), "\\ufffd", 6);
+	}
+}
+
+/*
+ * A value as jsonb, palloc'ed; NULL where jsonb does not take it, as for a
+ * number beyond all bounds. Catching the error of jsonb_in leaves nothing
+ * behind but memory, because it looks at no catalog.
+ */
+Jsonb *
+json_to_jsonb(JsonText value)
+{
+	MemoryContext context = CurrentMemoryContext;
+	char	   *text = pnstrdup(value.at, value.len);
+	Jsonb	   *volatile json = NULL;
+
+	replace_impossible_escapes(text, value.len);
+	PG_TRY();
+	{
+		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	pfree(text);
+	return json;
+}

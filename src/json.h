@@ -1,0 +1,45 @@
+/*
+ * json.h
+ *		Read JSON in place.
+ */
+#ifndef CLINISYNC_JSON_H
+#define CLINISYNC_JSON_H
+
+#include "postgres.h"
+
+#include "utils/jsonb.h"
+
+/* A value as it stands in a text: from its first character to its last. */
+typedef struct JsonText
+{
+	const char *at;
+	int			len;
+} JsonText;
+
+/* Where a walk through an object or an array is. */
+typedef struct JsonWalk
+{
+	const char *at;
+	const char *end;
+} JsonWalk;
+
+extern bool json_check(const char *text, size_t len, JsonText *value);
+extern bool json_is_object(JsonText value);
+extern bool json_is_array(JsonText value);
+extern bool json_is_string(JsonText value);
+extern bool json_is_absent(JsonText value);
+
+extern void json_walk(JsonText container, JsonWalk *walk);
+extern bool json_next_member(JsonWalk *walk, JsonText *key, JsonText *value);
+extern bool json_next_element(JsonWalk *walk, JsonText *value);
+extern bool json_find(JsonText object, const char *key, JsonText *value);
+extern bool json_equals(JsonText string, const char *text);
+
+extern int	json_unescape(JsonText string, char *into);
+extern char *json_string(JsonText string);
+extern bool json_boolean(JsonText value, bool *result);
+extern bool json_int64(JsonText value, int64 *result);
+extern Jsonb *json_to_jsonb(JsonText value);
+extern bool parse_int64(const char *digits, int len, int64 *value);
+
+#endif							/* CLINISYNC_JSON_H */
