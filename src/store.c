@@ -173,26 +173,42 @@ transaction(Work work, void *arg, bool farewell)
 	return result;
 }
 
-/* Prepare a statement when it is first used in this session. */
-static SPIPlanPtr
-prepare(SPIPlanPtr *plan, const Catalog *catalog, const char *template, int nargs, Oid *types)
+/* A statement that is prepared once, for the schema that it names. */
+typedef struct Statement
 {
-	if (*plan == NULL)
-	{
-		SPIPlanPtr	fresh = SPI_prepare(catalog_sql(catalog, template), nargs, types);
+	SPIPlanPtr	plan;
+	const char *schema;			/* last_catalog.schema when it was prepared */
+} Statement;
 
-		if (fresh == NULL)
-			elog(ERROR, "could not prepare a statement: %s", SPI_result_code_string(SPI_result));
-		SPI_keepplan(fresh);
-		*plan = fresh;
-	}
-	return *plan;
+static bool
+is_prepared(const Statement *statement)
+{
+	return statement->plan != NULL && statement->schema == last_catalog.schema;
+}
+
+/* Prepare a statement unless it is. */
+static void
+prepare(Statement *statement, const Catalog *catalog, const char *template,
+		int nargs, Oid *types)
+{
+	SPIPlanPtr	plan;
+
+	if (is_prepared(statement))
+		return;
+	plan = SPI_prepare(catalog_sql(catalog, template), nargs, types);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare a statement: %s", SPI_result_code_string(SPI_result));
+	SPI_keepplan(plan);
+	if (statement->plan)
+		SPI_freeplan(statement->plan);
+	statement->plan = plan;
+	statement->schema = last_catalog.schema;
 }
 
 static void
-execute(SPIPlanPtr plan, Datum *values, const char *nulls, int expected)
+execute(const Statement *statement, Datum *values, const char *nulls, int expected)
 {
-	int			code = SPI_execute_plan(plan, values, nulls, false, 0);
+	int			code = SPI_execute_plan(statement->plan, values, nulls, false, 0);
 
 	if (code != expected)
 		elog(ERROR, "unexpected result of a statement: %s", SPI_result_code_string(code));
@@ -218,17 +234,17 @@ typedef struct ListArg
 static void
 list_running(const Catalog *catalog, void *arg)
 {
-	static SPIPlanPtr plan;
+	static Statement statement;
 	ListArg    *list = arg;
 	MemoryContext old_context;
 
 	settings_refresh();
-	prepare(&plan, catalog,
+	prepare(&statement, catalog,
 			"SELECT id, organization_id"
 			"  FROM @schema@.sync_logs"
 			" WHERE status = 'running'"
 			" ORDER BY id", 0, NULL);
-	execute(plan, NULL, NULL, SPI_OK_SELECT);
+	execute(&statement, NULL, NULL, SPI_OK_SELECT);
 
 	old_context = MemoryContextSwitchTo(list->context);
 	list->nkeys = SPI_processed;
@@ -264,7 +280,7 @@ typedef struct LoadArg
 static void
 load_run(const Catalog *catalog, void *arg)
 {
-	static SPIPlanPtr plan;
+	static Statement statement;
 	LoadArg    *load = arg;
 	Run		   *run = load->run;
 	Oid			types[] = {TEXTOID, INT8OID};
@@ -276,14 +292,14 @@ load_run(const Catalog *catalog, void *arg)
 	Datum		value;
 	bool		isnull;
 
-	prepare(&plan, catalog,
+	prepare(&statement, catalog,
 			"SELECT l.operation_type, l.started_at, l.checkpoint::text, l.metadata::text,"
 			"       o.api_key_sealed, o.shard"
 			"  FROM @schema@.sync_logs l"
 			"  LEFT JOIN @schema@.cliniko_organizations o"
 			"         ON o.organization_id = l.organization_id"
 			" WHERE l.organization_id = $1 AND l.id = $2 AND l.status = 'running'", 2, types);
-	execute(plan, values, NULL, SPI_OK_SELECT);
+	execute(&statement, values, NULL, SPI_OK_SELECT);
 	if (SPI_processed != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_CLINISYNC_GONE),
@@ -332,7 +348,7 @@ store_load_run(MemoryContext parent, const StoreRunKey *key, Run **run)
 static void
 save_progress(const Catalog *catalog, void *arg)
 {
-	static SPIPlanPtr plan;
+	static Statement statement;
 	Run		   *run = arg;
 	bool		ended = (run->step == RUN_COMPLETED || run->step == RUN_FAILED);
 	const char *status = run->step == RUN_COMPLETED ? "completed" :
@@ -355,14 +371,14 @@ save_progress(const Catalog *catalog, void *arg)
 	StringInfoData payload;
 
 	nulls[7] = run->error ? ' ' : 'n';
-	prepare(&plan, catalog,
+	prepare(&statement, catalog,
 			"UPDATE @schema@.sync_logs"
 			"   SET status = $3, records_processed = $4, records_success = $5,"
 			"       records_failed = $6, metadata = $7::jsonb, error_details = $8,"
 			"       checkpoint = $9::jsonb, updated_at = clock_timestamp(),"
 			"       completed_at = CASE WHEN $10 THEN clock_timestamp() END"
 			" WHERE organization_id = $1 AND id = $2 AND status = 'running'", 10, types);
-	execute(plan, values, nulls, SPI_OK_UPDATE);
+	execute(&statement, values, nulls, SPI_OK_UPDATE);
 	if (SPI_processed != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_CLINISYNC_GONE),
@@ -419,7 +435,7 @@ typedef struct Change
 static int
 find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 {
-	static SPIPlanPtr plan;
+	static Statement statement;
 	Run		   *run = batch->run;
 	Oid			types[] = {TEXTOID, INT8ARRAYOID};
 	Datum	   *ids = palloc(sizeof(Datum) * batch->nrecords);
@@ -437,12 +453,12 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 	values[0] = CStringGetTextDatum(run->organization_id);
 	values[1] = PointerGetDatum(construct_array(ids, nids, INT8OID, sizeof(int64),
 												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	prepare(&plan, catalog,
+	prepare(&statement, catalog,
 			"SELECT cliniko_patient_id, record_hash,"
 			"       deleted_at IS NOT NULL, missing_sync_id IS NOT NULL"
 			"  FROM @schema@.patients"
 			" WHERE organization_id = $1 AND cliniko_patient_id = ANY ($2)", 2, types);
-	execute(plan, values, NULL, SPI_OK_SELECT);
+	execute(&statement, values, NULL, SPI_OK_SELECT);
 
 	nknown = SPI_processed;
 	known_ids = palloc(sizeof(int64) * Max(nknown, 1));
@@ -591,7 +607,7 @@ upsert_sql(void)
 static uint64
 upsert(const Catalog *catalog, const char *organization_id, Change *changes, int nchanges)
 {
-	static SPIPlanPtr plan;
+	static Statement statement;
 	Oid			types[] = {TEXTOID, TIMESTAMPTZOID};
 	Datum		args[] = {
 		CStringGetTextDatum(organization_id),
@@ -602,8 +618,8 @@ upsert(const Catalog *catalog, const char *organization_id, Change *changes, int
 
 	if (upsert_columns == NULL)
 		upsert_columns = describe_columns();
-	if (plan == NULL)
-		prepare(&plan, catalog, upsert_sql(), lengthof(types), types);
+	if (!is_prepared(&statement))
+		prepare(&statement, catalog, upsert_sql(), lengthof(types), types);
 
 	upsert_rows = tuplestore_begin_heap(false, false, work_mem);
 	for (int i = 0; i < nchanges; i++)
@@ -622,7 +638,7 @@ upsert(const Catalog *catalog, const char *organization_id, Change *changes, int
 		}
 		tuplestore_putvalues(upsert_rows, upsert_columns, values, nulls);
 	}
-	execute(plan, args, NULL, SPI_OK_INSERT);
+	execute(&statement, args, NULL, SPI_OK_INSERT);
 	return SPI_processed;
 }
 

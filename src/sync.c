@@ -78,6 +78,7 @@ struct Sync
 	int			next_record;
 	ClinikoCursor page_end;		/* the cursor behind the page */
 	TimestampTz store_at;		/* not before this */
+	TimestampTz stored_at;		/* when a transaction last committed */
 
 	bool		announced;		/* the size of the job was committed */
 	bool		ended;			/* nothing is left to do */
@@ -112,6 +113,18 @@ ending(const Sync *sync)
 	return sync->run->step == RUN_COMPLETED || sync->run->step == RUN_FAILED;
 }
 
+/* The table is locked or the disk is full: repeat the transaction in a while. */
+static void
+wait_for_database(Sync *sync)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!ending(sync) && now - sync->stored_at >= clinisync_retry_window * USECS_PER_SEC)
+		fail(sync, CLINIKO_DATABASE_ERROR, psprintf("SQLSTATE %s.", store_last_sqlstate()));
+	else
+		sync->store_at = TimestampTzPlusMilliseconds(now, STORE_BACKOFF_MS);
+}
+
 /* Draw the conclusion from how a transaction ended. Answers if it committed. */
 static bool
 conclude(Sync *sync, StoreResult result)
@@ -119,6 +132,7 @@ conclude(Sync *sync, StoreResult result)
 	switch (result)
 	{
 		case STORE_DONE:
+			sync->stored_at = GetCurrentTimestamp();
 			return true;
 		case STORE_NOT_RUNNING:
 			sync->ended = true;
@@ -130,7 +144,7 @@ conclude(Sync *sync, StoreResult result)
 			sync->ended = true;
 			break;
 		case STORE_BUSY:
-			sync->store_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STORE_BACKOFF_MS);
+			wait_for_database(sync);
 			break;
 		case STORE_FAILED:
 			ereport(LOG,
@@ -193,7 +207,7 @@ sync_begin(MemoryContext parent, const StoreRunKey *key, Transport *transport,
 	sync->run = run;
 	sync->transport = transport;
 	sync->cursor = run->state.cursor;
-	sync->progress_at = run->began_at = GetCurrentTimestamp();
+	sync->progress_at = sync->stored_at = run->began_at = GetCurrentTimestamp();
 	sync->page_size = clinisync_page_size;
 	sync->sent_size = clinisync_requests_per_minute;
 	if (sync->sent_size > 0)

@@ -279,7 +279,9 @@ await_starter(VirtualTransactionId starter)
 
 /*
  * Settings of the database or its users must not change what our statements
- * mean, nor let a planner that knows nothing of a new table read all of it.
+ * mean, nor let a planner that knows nothing of a new table read all of it. A
+ * table that somebody has locked is tried again later, so that no clinic waits
+ * for another's.
  */
 static void
 pin_settings(void)
@@ -288,8 +290,11 @@ pin_settings(void)
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_isolation", "read committed"},
 		{"enable_seqscan", "off"},
+		{"idle_in_transaction_session_timeout", "0"},
 		{"jit", "off"},
+		{"lock_timeout", "1s"},
 		{"plan_cache_mode", "force_generic_plan"},
+		{"statement_timeout", "0"},
 	};
 
 	for (int i = 0; i < lengthof(pinned); i++)
