@@ -58,7 +58,6 @@ test demo:
 
 lint:
 	shellcheck .ci/run test/run
-	clang-format --dry-run --Werror src/*.c src/*.h
 
 help:
 	@echo 'make               build the extension'
@@ -66,7 +65,7 @@ help:
 	@echo 'make installcheck  run the SQL tests against the running server that PGHOST and PGPORT name'
 	@echo 'make demo          watch 648 patients arrive in a throwaway database'
 	@echo 'make test          run every test in throwaway databases'
-	@echo 'make lint          check the shell scripts and the layout of the C code'
+	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
 .PHONY: all install installcheck clean test demo lint help

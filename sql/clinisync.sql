@@ -128,104 +128,163 @@ REVOKE ALL ON FUNCTION @extschema@.clinisync_constraints() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_constraints() IS
 'The constraints that clinisync needs: relation, name, kind as in pg_constraint.contype, and definition as pg_get_constraintdef() spells it.';
 
-CREATE FUNCTION @extschema@.clinisync_obstacles()
+CREATE FUNCTION @extschema@.clinisync_tables()
+RETURNS TABLE (relation name, oid oid, relkind "char", owner regrole)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT c.relname, c.oid, c.relkind, c.relowner::regrole
+FROM pg_class c
+WHERE c.relnamespace = '@extschema@'::regnamespace
+	AND c.relname IN ('cliniko_organizations', 'patients', 'sync_logs')
+$$;
+REVOKE ALL ON FUNCTION @extschema@.clinisync_tables() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.clinisync_tables() IS
+'What exists under the names of the three tables.';
+
+CREATE FUNCTION @extschema@.clinisync_structural_obstacles(owner regrole)
+RETURNS SETOF text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT format('%s is not a table', t.relation)
+FROM @extschema@.clinisync_tables() t
+WHERE t.relkind NOT IN ('r', 'p')
+UNION ALL
+SELECT format('%s belongs to %s: call cliniko_setup(%L)', t.relation, t.owner, t.owner::text)
+FROM @extschema@.clinisync_tables() t
+WHERE t.owner <> clinisync_structural_obstacles.owner
+UNION ALL
+/* patients.id may have any type that fills itself: nothing refers to it */
+SELECT format('%s.%s is %s, but must be %s', l.relation, l.column_name,
+			  format_type(a.atttypid, a.atttypmod), l.type)
+FROM @extschema@.clinisync_columns() l
+	JOIN @extschema@.clinisync_tables() t USING (relation)
+	JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = l.column_name AND NOT a.attisdropped
+WHERE format_type(a.atttypid, a.atttypmod) <> l.type
+	AND NOT (l.type = 'text' AND a.atttypid = 'varchar'::regtype)
+	AND NOT (l.relation = 'patients' AND l.column_name = 'id')
+UNION ALL
+SELECT format('%s.%s is a generated column', t.relation, a.attname)
+FROM @extschema@.clinisync_columns() l
+	JOIN @extschema@.clinisync_tables() t USING (relation)
+	JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = l.column_name AND NOT a.attisdropped
+WHERE a.attgenerated <> ''
+UNION ALL
+/* a column that we do not fill must fill itself, and so must every id */
+SELECT format('%s.%s %s', t.relation, a.attname,
+			  CASE WHEN a.attname = 'id' THEN 'has no default' ELSE 'is NOT NULL and has no default' END)
+FROM @extschema@.clinisync_tables() t
+	JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+	LEFT JOIN @extschema@.clinisync_columns() l
+		ON l.relation = t.relation AND l.column_name = a.attname
+WHERE NOT a.atthasdef AND a.attidentity = ''
+	AND t.relkind IN ('r', 'p')
+	AND (l.column_name = 'id' OR l.column_name IS NULL AND a.attnotnull)
+UNION ALL
+SELECT format('constraint %s of %s is %s, but must be %s', k.constraint_name, k.relation,
+			  pg_get_constraintdef(o.oid), k.definition)
+FROM @extschema@.clinisync_constraints() k
+	JOIN @extschema@.clinisync_tables() t USING (relation)
+	JOIN pg_constraint o ON o.conrelid = t.oid AND o.conname = k.constraint_name
+WHERE k.contype = 'u' AND pg_get_constraintdef(o.oid) <> k.definition
+UNION ALL
+/* the other two may keep a primary key of their own: nothing conflicts with it */
+SELECT format('%s has another primary key than (organization_id)', t.relation)
+FROM @extschema@.clinisync_tables() t
+	JOIN pg_constraint o ON o.conrelid = t.oid AND o.contype = 'p'
+WHERE t.relation = 'cliniko_organizations'
+	AND pg_get_constraintdef(o.oid) <> 'PRIMARY KEY (organization_id)'
+UNION ALL
+SELECT format('the name %s is taken', w.name)
+FROM (SELECT k.relation, k.constraint_name FROM @extschema@.clinisync_constraints() k
+	  WHERE k.contype IN ('p', 'u')
+	  UNION ALL SELECT 'sync_logs', 'sync_logs_one_running') AS w (relation, name)
+	JOIN pg_class c ON c.relnamespace = '@extschema@'::regnamespace AND c.relname = w.name
+	LEFT JOIN pg_index i ON i.indexrelid = c.oid
+	LEFT JOIN @extschema@.clinisync_tables() t ON t.relation = w.relation
+WHERE i.indrelid IS DISTINCT FROM t.oid OR i.indrelid IS NULL
+$$;
+REVOKE ALL ON FUNCTION @extschema@.clinisync_structural_obstacles(regrole) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.clinisync_structural_obstacles(regrole) IS
+'What in the definition of existing tables keeps cliniko_setup() from adopting them, one sentence each. Looks at catalogs alone, so that no code of a table''s owner runs.';
+
+CREATE FUNCTION @extschema@.clinisync_obstacles(owner regrole)
 RETURNS SETOF text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	tables CONSTANT name[] = ARRAY['cliniko_organizations', 'patients', 'sync_logs'];
-	duplicate text;
+	probe record;
 BEGIN
 	RETURN QUERY
-	SELECT format('%s is not a table', c.relname)
-	FROM pg_class c
-	WHERE c.relnamespace = '@extschema@'::regnamespace AND c.relname = ANY (tables)
-		AND c.relkind NOT IN ('r', 'p');
-
-	RETURN QUERY
-	SELECT format('the tables have different owners: %s',
-				  string_agg(format('%s belongs to %s', c.relname, pg_get_userbyid(c.relowner)),
-							 ', ' ORDER BY c.relname))
-	FROM pg_class c
-	WHERE c.relnamespace = '@extschema@'::regnamespace AND c.relname = ANY (tables)
-	HAVING count(DISTINCT c.relowner) > 1;
-
-	/* patients.id may have any type that fills itself: nothing refers to it */
-	RETURN QUERY
-	SELECT format('%s.%s is %s, but must be %s', l.relation, l.column_name,
-				  format_type(a.atttypid, a.atttypmod), l.type)
-	FROM @extschema@.clinisync_columns() l
-		JOIN pg_class c ON c.relnamespace = '@extschema@'::regnamespace AND c.relname = l.relation
-		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = l.column_name
-			AND a.attnum > 0 AND NOT a.attisdropped
-	WHERE format_type(a.atttypid, a.atttypmod) <> l.type
-		AND NOT (l.type = 'text' AND a.atttypid = 'varchar'::regtype)
-		AND NOT (l.relation = 'patients' AND l.column_name = 'id')
-	ORDER BY 1;
-
-	/* a column that we do not fill must fill itself */
-	RETURN QUERY
-	SELECT format('%s.%s is NOT NULL and has no default', c.relname, a.attname)
-	FROM pg_class c
-		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-		LEFT JOIN @extschema@.clinisync_columns() l
-			ON l.relation = c.relname AND l.column_name = a.attname
-	WHERE c.relnamespace = '@extschema@'::regnamespace AND c.relname = ANY (tables)
-		AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND a.attgenerated = ''
-		AND (l.column_name IS NULL OR l.column_name = 'id')
-	ORDER BY 1;
-
-	RETURN QUERY
-	SELECT format('%s.%s is a generated column', c.relname, a.attname)
-	FROM @extschema@.clinisync_columns() l
-		JOIN pg_class c ON c.relnamespace = '@extschema@'::regnamespace AND c.relname = l.relation
-		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = l.column_name
-	WHERE a.attgenerated <> '' AND NOT a.attisdropped
-	ORDER BY 1;
-
-	RETURN QUERY
-	SELECT format('constraint %s of %s is %s, but must be %s', k.constraint_name, k.relation,
-				  pg_get_constraintdef(o.oid), k.definition)
-	FROM @extschema@.clinisync_constraints() k
-		JOIN pg_class c ON c.relnamespace = '@extschema@'::regnamespace AND c.relname = k.relation
-		JOIN pg_constraint o ON o.conrelid = c.oid AND o.conname = k.constraint_name
-	WHERE k.contype <> 'p' AND pg_get_constraintdef(o.oid) <> k.definition
-	ORDER BY 1;
-
-	/* without both key columns there is nothing to compare yet */
-	IF (SELECT count(*) <> 2 FROM pg_attribute a
-		WHERE a.attrelid = to_regclass('@extschema@.patients')
-			AND a.attname IN ('organization_id', 'cliniko_patient_id') AND NOT a.attisdropped)
-	THEN
-		IF to_regclass('@extschema@.patients') IS NOT NULL THEN
-			FOR duplicate IN EXECUTE
-				'SELECT ''patients has rows but no organization_id or no cliniko_patient_id''
-				 FROM (SELECT FROM @extschema@.patients LIMIT 1) r'
-			LOOP
-				RETURN NEXT duplicate;
-			END LOOP;
-		END IF;
+	SELECT o.* FROM @extschema@.clinisync_structural_obstacles(owner) o ORDER BY 1;
+	/* only now is it safe to look into the tables, and do their columns fit the queries */
+	IF FOUND THEN
 		RETURN;
 	END IF;
-	FOR duplicate IN EXECUTE
-		'SELECT format(''patients %s are the same Cliniko patient %s'',
-					   string_agg(coalesce(to_jsonb(p) ->> ''id'', p.ctid::text), '', '' ORDER BY p.ctid),
-					   p.cliniko_patient_id)
-		 FROM @extschema@.patients p
-		 WHERE p.cliniko_patient_id IS NOT NULL
-		 GROUP BY p.organization_id, p.cliniko_patient_id
-		 HAVING count(*) > 1
-		 ORDER BY min(p.ctid)
-		 LIMIT 20'
+
+	FOR probe IN
+		SELECT p.query
+		FROM (
+			SELECT l.relation, '{}'::name[] AS columns,
+				format('SELECT %L FROM (SELECT FROM @extschema@.%I LIMIT 1) r',
+					   format('%s has rows, but no %s', l.relation, l.column_name), l.relation)
+			FROM @extschema@.clinisync_columns() l
+				JOIN @extschema@.clinisync_tables() t USING (relation)
+			WHERE l.definition = 'NOT NULL'
+				AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t.oid
+								AND a.attname = l.column_name AND NOT a.attisdropped)
+			UNION ALL
+			SELECT l.relation, ARRAY[l.column_name],
+				format('SELECT %L || n FROM (SELECT count(*) AS n FROM @extschema@.%I '
+					   'WHERE %I IS NULL) r WHERE n > 0',
+					   format('%s rows without %s: ', l.relation, l.column_name),
+					   l.relation, l.column_name)
+			FROM @extschema@.clinisync_columns() l
+			WHERE l.column_name = 'organization_id'
+			UNION ALL
+			VALUES
+			('patients', '{organization_id,cliniko_patient_id}'::name[],
+			 'SELECT format(''patients %s are the same Cliniko patient %s'',
+							string_agg(format(''%s'', p.%ROW%), '', '' ORDER BY p.ctid), p.cliniko_patient_id)
+			  FROM @extschema@.patients p
+			  WHERE p.cliniko_patient_id IS NOT NULL
+			  GROUP BY p.organization_id, p.cliniko_patient_id
+			  HAVING count(*) > 1
+			  ORDER BY min(p.ctid) LIMIT 20'),
+			('cliniko_organizations', '{organization_id}',
+			 'SELECT format(''cliniko_organizations has %s rows of organization %s'', count(*), o.organization_id)
+			  FROM @extschema@.cliniko_organizations o
+			  GROUP BY o.organization_id HAVING count(*) > 1
+			  ORDER BY o.organization_id LIMIT 20'),
+			('sync_logs', '{organization_id,status}',
+			 'SELECT format(''sync_logs has %s running rows of organization %s'', count(*), l.organization_id)
+			  FROM @extschema@.sync_logs l
+			  WHERE l.status = ''running''
+			  GROUP BY l.organization_id HAVING count(*) > 1
+			  ORDER BY l.organization_id LIMIT 20'),
+			('sync_logs', '{status}',
+			 'SELECT format(''sync_logs.status is %L in %s rows, but must be running, completed or failed'',
+							l.status, count(*))
+			  FROM @extschema@.sync_logs l
+			  WHERE l.status NOT IN (''running'', ''completed'', ''failed'')
+			  GROUP BY l.status ORDER BY l.status LIMIT 20')
+		) AS p (relation, columns, query)
+			JOIN @extschema@.clinisync_tables() t USING (relation)
+		WHERE p.columns <@ ARRAY(SELECT a.attname FROM pg_attribute a
+								 WHERE a.attrelid = t.oid AND NOT a.attisdropped)
 	LOOP
-		RETURN NEXT duplicate;
+		/* a table of patients that has no id yet names its rows by their place */
+		RETURN QUERY EXECUTE replace(probe.query, '%ROW%', CASE WHEN EXISTS (
+			SELECT FROM pg_attribute a WHERE a.attrelid = to_regclass('@extschema@.patients')
+				AND a.attname = 'id' AND NOT a.attisdropped) THEN 'id' ELSE 'ctid' END);
 	END LOOP;
 END
 $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_obstacles() FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_obstacles() IS
-'What keeps cliniko_setup() from adopting the tables that are there, one sentence each, by column and by id, never by a value. Empty: nothing.';
+REVOKE ALL ON FUNCTION @extschema@.clinisync_obstacles(regrole) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.clinisync_obstacles(regrole) IS
+'What keeps cliniko_setup(owner) from adopting the tables that are there, one sentence each, by column and by id, never by a value of a patient''s. Empty: nothing.';
 
 CREATE FUNCTION @extschema@.cliniko_setup(owner regrole DEFAULT quote_ident(current_user)::regrole)
 RETURNS jsonb
@@ -238,12 +297,11 @@ DECLARE
 	changes text[] = '{}';
 	obstacles text[];
 	statement text;
-	keeper regrole;
 BEGIN
 	/* one setup at a time in a database */
 	PERFORM pg_advisory_xact_lock('pg_extension'::regclass::int, hashtext('cliniko_setup'));
 
-	obstacles = ARRAY(SELECT @extschema@.clinisync_obstacles());
+	obstacles = ARRAY(SELECT @extschema@.clinisync_obstacles(owner));
 	IF obstacles <> '{}' THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'object_not_in_prerequisite_state',
@@ -252,13 +310,6 @@ BEGIN
 			HINT = 'Nothing was changed. Put right what is listed, or move the table out of the way, '
 				'and call cliniko_setup() again.';
 	END IF;
-
-	/* tables that are there say whose the others shall be */
-	SELECT c.relowner INTO keeper
-	FROM pg_class c
-	WHERE c.relnamespace = '@extschema@'::regnamespace AND c.relname = ANY (tables)
-	LIMIT 1;
-	keeper = coalesce(keeper, owner);
 
 	FOR statement IN
 		SELECT format('CREATE TABLE @extschema@.%I ()%s', t,
@@ -308,10 +359,9 @@ BEGIN
 	END IF;
 
 	FOR statement IN
-		SELECT format('ALTER TABLE @extschema@.%I OWNER TO %s', c.relname, keeper)
-		FROM pg_class c
-		WHERE c.relnamespace = '@extschema@'::regnamespace AND c.relname = ANY (tables)
-			AND c.relowner <> keeper
+		SELECT format('ALTER TABLE @extschema@.%I OWNER TO %s', t.relation, cliniko_setup.owner)
+		FROM @extschema@.clinisync_tables() t
+		WHERE t.owner <> cliniko_setup.owner
 	LOOP
 		EXECUTE statement;
 	END LOOP;
@@ -346,13 +396,13 @@ BEGIN
 	RETURN jsonb_build_object(
 		'success', true,
 		'message', CASE changes WHEN '{}' THEN 'The tables are up to date' ELSE 'The tables are ready' END,
-		'owner', keeper::text,
+		'owner', owner::text,
 		'changes', to_jsonb(changes));
 END
 $$;
 REVOKE ALL ON FUNCTION @extschema@.cliniko_setup(regrole) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_setup(regrole) IS
-'Makes the tables cliniko_organizations, patients and sync_logs, or brings those that exist up to date; safe to repeat. owner: whose new tables become when none of the three exists yet. Answers {success, message, owner, changes}. Raises object_not_in_prerequisite_state, with the obstacles listed and nothing changed, where an existing table does not fit.';
+'Makes the tables cliniko_organizations, patients and sync_logs, or brings those that exist up to date; safe to repeat. owner: whose the tables are to be; one that exists and belongs to somebody else is an obstacle. Answers {success, message, owner, changes}. Raises object_not_in_prerequisite_state, with the obstacles listed and nothing changed, where an existing table does not fit.';
 
 /*
  * What the functions share
@@ -384,15 +434,6 @@ AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.clinisync_ensure_worker() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_ensure_worker() IS
 'Starts this database''s worker where a run has none, so that it resumes; never fails for want of one.';
-
-CREATE FUNCTION @extschema@.clinisync_changes()
-RETURNS SETOF record
-LANGUAGE c ROWS 100
-SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.clinisync_changes() FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_changes() IS
-'The rows that the background worker is about to store; raises feature_not_supported anywhere else.';
 
 CREATE FUNCTION @extschema@.clinisync_require_between(name text, value bigint, lowest bigint, highest bigint)
 RETURNS void
@@ -522,7 +563,7 @@ BEGIN
 	PERFORM @extschema@.clinisync_require_one_of('operation_type', wanted_type,
 		ARRAY['full_patients', 'incremental_patients', 'active_patients']);
 
-	WITH matching AS (
+	WITH matching AS NOT MATERIALIZED (
 		SELECT * FROM @extschema@.sync_logs l
 		WHERE l.organization_id = org
 			AND (wanted_status IS NULL OR l.status = wanted_status)
@@ -566,7 +607,7 @@ COMMENT ON FUNCTION @extschema@.cliniko_sync_logs(text, int, text, text) IS
 
 CREATE FUNCTION @extschema@.clinisync_duration(spent interval)
 RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE
@@ -586,7 +627,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	latest record;
-	last_completed record;
+	last_completed_at timestamptz;
+	last_full record;
 	counts record;
 BEGIN
 	PERFORM @extschema@.clinisync_require_organization(org);
@@ -601,8 +643,13 @@ BEGIN
 		PERFORM @extschema@.clinisync_ensure_worker();
 	END IF;
 
-	SELECT l.completed_at, l.records_processed, l.metadata -> 'success_rate' AS success_rate
-	INTO last_completed
+	SELECT l.completed_at INTO last_completed_at
+	FROM @extschema@.sync_logs l
+	WHERE l.organization_id = org AND l.status = 'completed'
+	ORDER BY l.id DESC LIMIT 1;
+
+	SELECT l.records_processed, l.metadata -> 'success_rate' AS success_rate
+	INTO last_full
 	FROM @extschema@.sync_logs l
 	WHERE l.organization_id = org AND l.status = 'completed' AND l.operation_type = 'full_patients'
 	ORDER BY l.id DESC LIMIT 1;
@@ -618,21 +665,21 @@ BEGIN
 	RETURN jsonb_build_object(
 		'organization_id', org,
 		'sync_status', coalesce(latest.status, 'never_synced'),
-		'last_sync', @extschema@.clinisync_utc(last_completed.completed_at),
+		'last_sync', @extschema@.clinisync_utc(last_completed_at),
 		'operation_type', latest.operation_type,
 		'sync_duration', @extschema@.clinisync_duration(latest.spent),
 		'patient_counts', jsonb_build_object(
-			'total_in_cliniko', last_completed.records_processed,
+			'total_in_cliniko', last_full.records_processed,
 			'synced_to_database', counts.synced,
 			'active', counts.active,
 			'archived', counts.archived,
 			'deleted', counts.deleted,
-			'success_rate', last_completed.success_rate));
+			'success_rate', last_full.success_rate));
 END
 $$;
 REVOKE ALL ON FUNCTION @extschema@.cliniko_status(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_status(text) IS
-'How an organisation stands: {organization_id, sync_status: never_synced, running, completed or failed (of the newest run), last_sync (end of the last completed full run), operation_type, sync_duration, patient_counts: {total_in_cliniko (at last_sync), synced_to_database, active, archived, deleted, success_rate in percent}}. Raises PT404.';
+'How an organisation stands: {organization_id, sync_status: never_synced, running, completed or failed (of the newest run), last_sync (end of the last completed run), operation_type, sync_duration, patient_counts: {total_in_cliniko (when the last full run completed), synced_to_database, active, archived, deleted, success_rate in percent}}. Raises PT404.';
 
 CREATE FUNCTION @extschema@.cliniko_active_patients(org text, max_rows int DEFAULT 50,
 	skip_rows int DEFAULT 0, search text DEFAULT NULL, last_synced_after timestamptz DEFAULT NULL)
@@ -649,7 +696,7 @@ BEGIN
 	PERFORM @extschema@.clinisync_require_between('max_rows', max_rows, 1, 500);
 	PERFORM @extschema@.clinisync_require_between('skip_rows', skip_rows, 0, 2147483647);
 
-	WITH matching AS (
+	WITH matching AS NOT MATERIALIZED (
 		SELECT p.* FROM @extschema@.patients p
 		WHERE p.organization_id = org
 			AND p.cliniko_patient_id IS NOT NULL

@@ -31,9 +31,9 @@
  * Cliniko's limit is per minute, so no honest wait is longer; a reset further
  * off than this comes from a clock that is wrong.
  */
-#define MAX_RATE_LIMIT_WAIT_MS 60000L
+#define MAX_RATE_LIMIT_WAIT_S 60
 /* What to wait where a 429 says nothing usable. */
-#define DEFAULT_RATE_LIMIT_WAIT_MS 10000L
+#define DEFAULT_RATE_LIMIT_WAIT_S 10L
 
 static const struct
 {
@@ -78,14 +78,14 @@ static const struct
 		"INCOMPLETE_ENUMERATION", "Cliniko's list of patients contradicted itself.",
 		"Nothing was removed. Sync again later.", true},
 	[CLINIKO_CONFIGURATION_ERROR] = {
-		"CONFIGURATION_ERROR", "A setting is missing.",
-		"Set it with ALTER DATABASE … SET and sync again.", false},
+		"CONFIGURATION_ERROR", "The database is not ready to sync.",
+		"Then sync again.", false},
 	[CLINIKO_CREDENTIALS_UNREADABLE] = {
 		"CREDENTIALS_UNREADABLE", "The stored API key cannot be read.",
 		"Pass the key to cliniko_connect() again.", false},
 	[CLINIKO_DATABASE_CONSTRAINT_ERROR] = {
-		"DATABASE_CONSTRAINT_ERROR", "The table patients refused every record.",
-		"Check the constraints and triggers that were added to patients.", false},
+		"DATABASE_CONSTRAINT_ERROR", "No patient could be stored.",
+		"See errors, and check the constraints and triggers that were added to patients.", false},
 	[CLINIKO_DATABASE_ERROR] = {
 		"DATABASE_ERROR", "The database could not store patients.",
 		"See the SQLSTATE in errors and the server's log; sync again.", true},
@@ -196,8 +196,9 @@ cliniko_account(const char *api_key, const char *shard)
  * patient that is added or removed meanwhile moves nobody to another page.
  * sort=id is a column name, as documented, but shown nowhere; by creation is
  * the way where Cliniko does not honour it. There too, a page asks for what
- * was created since the last one's last record; only when more patients than
- * fit a page were created in one second do page numbers count.
+ * was created since the last one's last record. Only where more patients than
+ * fit a page were created in one second, page numbers are needed, within that
+ * second.
  */
 char *
 cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor, int page_size)
@@ -216,8 +217,12 @@ cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
 	else
 	{
 		if (cursor->since[0] != '\0')
-			appendStringInfo(&url, "&q%%5B%%5D=created_at:%%3E%%3D%s", cursor->since);
-		appendStringInfo(&url, "&sort=created_at:asc&page=%d", cursor->page);
+			appendStringInfo(&url, "&q%%5B%%5D=created_at:%%3E%s%s",
+							 cursor->beyond ? "" : "%3D", cursor->since);
+		if (cursor->page > 0)
+			appendStringInfo(&url, "&q%%5B%%5D=created_at:%%3C%%3D%s&page=%d",
+							 cursor->since, cursor->page);
+		appendStringInfoString(&url, "&sort=created_at:asc");
 	}
 	return url.data;
 }
@@ -251,12 +256,12 @@ rate_limit_wait_ms(Transfer *transfer)
 		int64		now = (int64) time(NULL);
 
 		/* one second more, for the part of a second that the header leaves out */
-		if (seconds >= now && (seconds - now) * 1000 <= MAX_RATE_LIMIT_WAIT_MS)
+		if (seconds >= now && seconds <= now + MAX_RATE_LIMIT_WAIT_S)
 			return (long) (seconds - now + 1) * 1000;
 	}
 	if (transfer_header(transfer, "Retry-After", &seconds) && seconds > 0)
-		return (long) Min(seconds * 1000, MAX_RATE_LIMIT_WAIT_MS);
-	return DEFAULT_RATE_LIMIT_WAIT_MS;
+		return (long) Min(seconds, MAX_RATE_LIMIT_WAIT_S) * 1000;
+	return DEFAULT_RATE_LIMIT_WAIT_S * 1000;
 }
 
 /* Tell what an ended transfer means, as far as its status can. */
@@ -317,8 +322,9 @@ read_record(JsonText element, ClinikoRecord *record)
 		}
 		else if (json_equals(key, "created_at"))
 		{
-			if (json_is_string(value) && value.len < CLINIKO_TIME_SIZE)
-				record->created_at[json_unescape(value, record->created_at)] = '\0';
+			if (json_is_string(value) && value.len < CLINIKO_TIME_SIZE &&
+				strspn(value.at + 1, "0123456789-T:.Z") == value.len - 2)
+				memcpy(record->created_at, value.at + 1, value.len - 2);
 			left--;
 		}
 	}

@@ -70,8 +70,9 @@ typedef struct ClinikoCursor
 {
 	ClinikoOrder order;
 	int64		after_id;		/* by id: the last id that is done */
-	char		since[CLINIKO_TIME_SIZE];	/* by creation: created_at of the last page's last */
-	int			page;			/* by creation: which page of those created since */
+	char		since[CLINIKO_TIME_SIZE];	/* by creation: up to here all is done */
+	bool		beyond;			/* by creation: that very second is done as well */
+	int			page;			/* by creation: which page of that second alone, or 0 */
 } ClinikoCursor;
 
 /* One record of a page; the JSON is in the page's body. */

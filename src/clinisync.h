@@ -34,5 +34,6 @@ extern int	clinisync_idle_timeout;
 
 extern void settings_define(void);
 extern void settings_refresh(void);
+extern char *settings_contact_email_unset(void);
 
 #endif							/* CLINISYNC_H */

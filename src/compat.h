@@ -30,6 +30,13 @@ compat_create_wait_event_set(MemoryContext context, int nevents)
 #endif
 }
 
+/* 18: a PGPROC says what it is not */
+#if PG_VERSION_NUM >= 180000
+#define COMPAT_IS_BACKGROUND_WORKER(process) (!(process)->isRegularBackend)
+#else
+#define COMPAT_IS_BACKGROUND_WORKER(process) ((process)->isBackgroundWorker)
+#endif
+
 /* 17: the parts of a virtual transaction id moved into a struct of PGPROC */
 #if PG_VERSION_NUM >= 170000
 #define COMPAT_MY_LXID (MyProc->vxid.lxid)

@@ -81,7 +81,7 @@ end_answer(StringInfo json)
 
 /* Refuse what would write, where nothing can be written. */
 static void
-require_primary(void)
+require_writable(const char *function)
 {
 	if (RecoveryInProgress())
 		ereport(ERROR,
@@ -89,6 +89,7 @@ require_primary(void)
 				 errmsg("this server is a read-only standby"),
 				 errdetail("READ_ONLY_STANDBY"),
 				 errhint("Call this on the primary server.")));
+	PreventCommandIfReadOnly(function);
 }
 
 /* Find an organisation that the caller can see. Leaves SPI connected. */
@@ -169,29 +170,39 @@ connect_organization(const char *org, const char *input, const char *name)
 /*
  * cliniko_connect(org text, api_key text, name text) -> jsonb
  *
- * The statement that called this may hold the key: keep it out of the server's
- * log, should anything fail, and out of pg_stat_activity.
+ * The statement that called this may hold the key, and so may the detail of an
+ * error that is not ours, such as "Failing row contains (...)". Keep both out
+ * of the server's log, and the statement out of pg_stat_activity.
  */
 Datum
 cliniko_connect(PG_FUNCTION_ARGS)
 {
 	volatile Datum answer = (Datum) 0;
 
-	pgstat_report_activity(STATE_RUNNING, "SELECT cliniko_connect(…)");
+	MemoryContext context = CurrentMemoryContext;
+
+	pgstat_report_activity(STATE_RUNNING, "SELECT cliniko_connect(...)");
 	PG_TRY();
 	{
 		char	   *org = text_argument(fcinfo, 0);
 		char	   *api_key = text_argument(fcinfo, 1);
 
-		require_primary();
+		require_writable("cliniko_connect()");
 		organization_check_id(org);
 		answer = connect_organization(org, api_key ? api_key : "", text_argument(fcinfo, 2));
 	}
 	PG_CATCH();
 	{
-		errhidestmt(true);
-		errhidecontext(true);
-		PG_RE_THROW();
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		error->hide_stmt = error->hide_ctx = true;
+		if (strncmp(unpack_sql_state(error->sqlerrcode), "PT", 2) != 0 &&
+			error->sqlerrcode != ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
+			error->detail = error->detail_log = NULL;
+		ReThrowError(error);
 	}
 	PG_END_TRY();
 	return answer;
@@ -217,7 +228,7 @@ cliniko_disconnect(PG_FUNCTION_ARGS)
 	Catalog		catalog;
 	StringInfoData json;
 
-	require_primary();
+	require_writable("cliniko_disconnect()");
 	begin_call(org, &catalog);
 	organization_disconnect(&catalog, org);
 	if (organization_cancel_run(&catalog, org) != 0)
@@ -240,7 +251,7 @@ cliniko_sync_all(PG_FUNCTION_ARGS)
 	int64		id;
 	StringInfoData json;
 
-	require_primary();
+	require_writable("cliniko_sync_all()");
 	begin_call(org, &catalog);
 	organization_load(&catalog, org, &organization);
 	require_connected(&organization);
@@ -249,7 +260,7 @@ cliniko_sync_all(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_CLINISYNC_CONFLICT),
 				 errmsg("sync is disabled for the organization"),
 				 errdetail("SYNC_DISABLED"),
-				 errhint("Set cliniko_organizations.sync_enabled.")));
+				 errhint("Set sync_enabled to true in its row of cliniko_organizations.")));
 	worker_start_at_commit();
 	id = organization_start_run(&catalog, org, OPERATION_FULL, &started, &operation_type);
 	SPI_finish();
@@ -269,7 +280,7 @@ cliniko_cancel_sync(PG_FUNCTION_ARGS)
 	int64		id;
 	StringInfoData json;
 
-	require_primary();
+	require_writable("cliniko_cancel_sync()");
 	begin_call(org, &catalog);
 	id = organization_cancel_run(&catalog, org);
 	if (id == 0)
@@ -328,8 +339,7 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 	if (organization.api_key == NULL || organization.shard == NULL)
 		answer_failed(&json, org, CLINIKO_CREDENTIALS_UNREADABLE, NULL);
 	else if ((account = cliniko_account(organization.api_key, organization.shard)) == NULL)
-		answer_failed(&json, org, CLINIKO_CONFIGURATION_ERROR,
-					  "clinisync.contact_email is not set.");
+		answer_failed(&json, org, CLINIKO_CONFIGURATION_ERROR, settings_contact_email_unset());
 	else
 	{
 		connection_test(account, &report);
@@ -338,10 +348,16 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 		else
 			answer_failed(&json, org, report.error, NULL);
 		add_string(&json, "api_url", account->api_url);
-		appendStringInfoString(&json, ", \"account\": {\"id\": ");
-		escape_json(&json, report.account_id ? report.account_id : "");
-		add_string(&json, "name", report.account_name);
-		appendStringInfoChar(&json, '}');
+		appendStringInfoString(&json, ", \"account\": ");
+		if (report.account_id)
+		{
+			appendStringInfoString(&json, "{\"id\": ");
+			escape_json(&json, report.account_id);
+			add_string(&json, "name", report.account_name);
+			appendStringInfoChar(&json, '}');
+		}
+		else
+			appendStringInfoString(&json, "null");
 		add_string(&json, "role", report.role);
 		add_number(&json, "latency_ms", report.latency_us / 1000);
 	}

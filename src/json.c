@@ -500,7 +500,7 @@ replace_impossible_escapes(char *text, int len)
 
 /*
  * A value as jsonb, palloc'ed; NULL where jsonb does not take it, as for a
- * number beyond all bounds. Catching the error of jsonb_in leaves nothing
+ * number beyond all bounds. Catching such an error of jsonb_in leaves nothing
  * behind but memory, because it looks at no catalog.
  */
 Jsonb *
@@ -517,6 +517,10 @@ json_to_jsonb(JsonText value)
 	}
 	PG_CATCH();
 	{
+		int			category = ERRCODE_TO_CATEGORY(geterrcode());
+
+		if (category != ERRCODE_DATA_EXCEPTION && category != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
 	}

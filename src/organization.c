@@ -20,6 +20,7 @@
 #include "clinisync.h"
 #include "compat.h"
 #include "organization.h"
+#include "run.h"
 #include "secret.h"
 
 /* Any application's id fits: a number, a UUID, org_2xwH… */
@@ -111,7 +112,7 @@ organization_check_id(const char *org)
 				 errmsg("an organization id must have 1 to %d characters",
 						MAX_ORGANIZATION_ID_LENGTH),
 				 errdetail("INVALID_ORGANIZATION_ID"),
-				 errhint("Pass the id under which the organization was connected.")));
+				 errhint("Use the id that your application has for the organization.")));
 }
 
 /* Raise an error unless the caller can see this organisation. */
@@ -143,7 +144,7 @@ organization_load(const Catalog *catalog, const char *org, Organization *loaded)
 	memset(loaded, 0, sizeof(*loaded));
 	add_text(&parameters, org);
 	if (execute_as_owner(catalog,
-						 "SELECT api_key_sealed, sync_enabled, shard, name"
+						 "SELECT api_key_sealed, coalesce(sync_enabled, true), shard, name"
 						 "  FROM @schema@.cliniko_organizations"
 						 " WHERE organization_id = $1", &parameters, false) == 0)
 		return;
@@ -249,6 +250,7 @@ organization_cancel_run(const Catalog *catalog, const char *org)
 {
 	Parameters	parameters = {0};
 	bool		isnull;
+	int64		id;
 
 	add_text(&parameters, org);
 	add_text(&parameters, cliniko_error_code(CLINIKO_SYNC_CANCELLED));
@@ -258,16 +260,24 @@ organization_cancel_run(const Catalog *catalog, const char *org)
 						 "UPDATE @schema@.sync_logs l"
 						 "   SET status = 'failed', completed_at = clock_timestamp(),"
 						 "       updated_at = clock_timestamp(), error_details = $3,"
-						 "       metadata = l.metadata - '{waiting_until,waiting_for,"
+						 "       metadata = '{\"inserted\": 0, \"updated\": 0, \"unchanged\": 0,"
+						 "                    \"archived\": 0, \"deleted\": 0, \"restored\": 0,"
+						 "                    \"api_ms\": 0, \"database_ms\": 0}'::jsonb"
+						 "           || l.metadata - '{waiting_until,waiting_for,"
 						 "estimated_remaining}'::text[] || jsonb_build_object("
 						 "           'step', 'failed', 'error_type', $2,"
 						 "           'errors', jsonb_build_array($3)"
 						 "               || coalesce(l.metadata -> 'errors', '[]'),"
 						 "           'retry_recommended', true,"
+						 "           'success_rate', coalesce(trunc(100.0 * l.records_success"
+						 "               / nullif(l.records_processed, 0), 1), 0),"
 						 "           'duration_ms', (extract(epoch FROM clock_timestamp()"
 						 "               - l.started_at) * 1000)::bigint)"
 						 " WHERE organization_id = $1 AND status = 'running'"
-						 " RETURNING id", &parameters, false) == 0)
+						 " RETURNING id, coalesce((metadata ->> 'progress_percent')::float8, 0)",
+						 &parameters, false) == 0)
 		return 0;
-	return DatumGetInt64(column(1, &isnull));
+	id = DatumGetInt64(column(1, &isnull));
+	run_notify(org, id, "failed", DatumGetFloat8(column(2, &isnull)));
+	return id;
 }

@@ -2,10 +2,10 @@
  * run.c
  *		What is known of one run, and how it is told.
  *
- * A run has two faces, both JSON: sync_logs.metadata, which front ends read
- * (its keys are the callers' contract), and sync_logs.checkpoint, from which
- * another worker resumes it. Both are written here and the latter read here,
- * and nowhere else.
+ * A run has three faces, all JSON: sync_logs.metadata, which front ends read
+ * (its keys are the callers' contract), the payload of NOTIFY, and
+ * sync_logs.checkpoint, from which another worker resumes it. They are written
+ * here, and the last is read here, and nowhere else.
  *
  * This file knows neither SPI nor the wire. Everything in a Run lives in its
  * context and ends with run_free(); JSON is palloc'ed in the current one.
@@ -15,6 +15,7 @@
 #include <math.h>
 
 #include "catalog/pg_type.h"
+#include "commands/async.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
@@ -24,6 +25,8 @@
 
 #include "clinisync.h"
 #include "run.h"
+
+#define NOTIFY_CHANNEL "clinisync"
 
 static const char *const steps[] = {
 	[RUN_QUEUED] = "queued",
@@ -72,7 +75,6 @@ run_create(MemoryContext parent)
 
 	run->context = context;
 	run->errors = MemoryContextAllocZero(context, sizeof(char *) * RUN_MAX_ERRORS);
-	run->state.cursor.page = 1;
 	run->found = -1;
 	return run;
 }
@@ -123,6 +125,9 @@ run_add_error(Run *run, const char *format, ...)
 			break;
 		enlargeStringInfo(&text, needed);
 	}
+	/* a batch that is repeated finds its errors here again */
+	if (run->errors[run->state.nerrors])
+		pfree(run->errors[run->state.nerrors]);
 	run->errors[run->state.nerrors++] = text.data;
 	MemoryContextSwitchTo(old_context);
 }
@@ -178,7 +183,7 @@ run_start_over(Run *run, ClinikoOrder order)
 {
 	memset(&run->state, 0, sizeof(run->state));
 	run->state.cursor.order = order;
-	run->state.cursor.page = 1;
+	run->began_at = GetCurrentTimestamp();
 	run->began_with = 0;
 	run->found = -1;
 }
@@ -202,6 +207,20 @@ run_update_percent(Run *run)
 		percent = 100;
 	percent = Min(floor(percent * 10) / 10, 100);
 	run->percent = Max(run->percent, percent);
+}
+
+/* Tell who listens of a run, when the transaction commits. */
+void
+run_notify(const char *organization_id, int64 id, const char *status, double percent)
+{
+	StringInfoData payload;
+
+	initStringInfo(&payload);
+	appendStringInfoString(&payload, "{\"organization_id\": ");
+	escape_json(&payload, organization_id);
+	appendStringInfo(&payload, ", \"sync_id\": " INT64_FORMAT ", \"status\": \"%s\""
+					 ", \"progress_percent\": %.1f}", id, status, percent);
+	Async_Notify(NOTIFY_CHANNEL, payload.data);
 }
 
 /* "2 seconds", "1 minute", "3 hours" */
@@ -311,8 +330,10 @@ run_metadata(Run *run)
 
 	run_update_percent(run);
 	initStringInfo(&json);
-	appendStringInfo(&json, "{\"sync_type\": \"%s\", \"step\": \"%s\", \"progress_percent\": %.1f",
-					 run->operation_type, steps[run->step], run->percent);
+	appendStringInfoString(&json, "{\"sync_type\": ");
+	escape_json(&json, run->operation_type);
+	appendStringInfo(&json, ", \"step\": \"%s\", \"progress_percent\": %.1f",
+					 steps[run->step], run->percent);
 	if (run->found >= 0)
 	{
 		int64		total_pages = (run->found + clinisync_page_size - 1) / clinisync_page_size;
@@ -352,7 +373,7 @@ run_checkpoint(const Run *run)
 						 cursor->after_id);
 	else
 	{
-		/* page numbers are not kept: with what was seen, the first page will do */
+		/* no more is needed: with what was seen, the second's first page will do */
 		appendStringInfoString(&json, "{\"order\": \"created_at\", \"since\": ");
 		escape_json(&json, cursor->since);
 		appendStringInfoString(&json, ", \"seen\": [");

@@ -86,6 +86,8 @@ extern void run_add_seen(Run *run, int64 id);
 extern void run_fail(Run *run, ClinikoError error, const char *detail);
 extern void run_start_over(Run *run, ClinikoOrder order);
 extern void run_update_percent(Run *run);
+extern void run_notify(const char *organization_id, int64 id, const char *status,
+					   double percent);
 extern char *run_metadata(Run *run);
 extern char *run_checkpoint(const Run *run);
 extern void run_restore(Run *run, const char *checkpoint, const char *metadata);

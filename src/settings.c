@@ -9,9 +9,11 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
 #include <limits.h>
 
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -34,6 +36,16 @@ int			clinisync_max_running_syncs;
 int			clinisync_max_response_size;
 int			clinisync_idle_timeout;
 
+/* Paths are appended with a slash of their own. */
+static bool
+ends_well(const char *url)
+{
+	if (url[strlen(url) - 1] != '/')
+		return true;
+	GUC_check_errdetail("The URL must not end in \"/\".");
+	return false;
+}
+
 /* Accept https anywhere, and http on the loopback interface alone. */
 static bool
 check_base_url(char **newval, void **extra, GucSource source)
@@ -43,14 +55,17 @@ check_base_url(char **newval, void **extra, GucSource source)
 
 	if (url[0] == '\0')
 		return true;
-	if (url[strlen(url) - 1] == '/' || strpbrk(url, " ?#@\\\"") != NULL)
+	for (const char *c = url; *c; c++)
 	{
-		GUC_check_errdetail("The URL must not end in \"/\" nor contain blanks, "
-							"a user, a query or a fragment.");
-		return false;
+		if (*c <= ' ' || *c > '~' || strchr("?#@\\\"", *c) != NULL)
+		{
+			GUC_check_errdetail("The URL must be printable ASCII without a user, "
+								"a query or a fragment.");
+			return false;
+		}
 	}
-	if (strncmp(url, "https://", 8) == 0 && url[8] != '\0')
-		return true;
+	if (strncmp(url, "https://", 8) == 0 && (isalnum((unsigned char) url[8]) || url[8] == '['))
+		return ends_well(url);
 	if (strncmp(url, "http://", 7) == 0)
 	{
 		for (int i = 0; i < lengthof(loopbacks); i++)
@@ -59,11 +74,12 @@ check_base_url(char **newval, void **extra, GucSource source)
 			const char *rest = url + 7 + len;
 
 			if (strncmp(url + 7, loopbacks[i], len) == 0 &&
-				(*rest == '\0' || *rest == ':' || *rest == '/'))
-				return true;
+				(*rest == '\0' || *rest == '/' ||
+				 (*rest == ':' && isdigit((unsigned char) rest[1]))))
+				return ends_well(url);
 		}
 	}
-	GUC_check_errdetail("The URL must begin with https://; "
+	GUC_check_errdetail("The URL must begin with https:// and a host; "
 						"http:// is accepted for a loopback address alone.");
 	return false;
 }
@@ -79,7 +95,7 @@ check_vendor_name(char **newval, void **extra, GucSource source)
 		if (*c < ' ' || *c > '~' || strchr("()\"", *c) != NULL)
 			break;
 	}
-	if (*c == '\0' && c > *newval)
+	if (*c == '\0' && (*newval)[0] > ' ')
 		return true;
 	GUC_check_errdetail("The name must be printable ASCII without parentheses or quotes.");
 	return false;
@@ -141,7 +157,7 @@ settings_define(void)
 							&clinisync_batch_size, 50, 1, 1000,
 							PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("clinisync.requests_per_minute",
-							"How many requests an organisation may send within any minute.",
+							"How many requests a run may send within any minute.",
 							"Cliniko allows 200 for each user. 0: no limit of our own.",
 							&clinisync_requests_per_minute, 200, 0, 10000,
 							PGC_SUSET, 0, NULL, NULL, NULL);
@@ -173,6 +189,18 @@ settings_define(void)
 	MarkGUCPrefixReserved("clinisync");
 }
 
+/* This database's name, as settings_refresh() last saw it. */
+static char database_name[NAMEDATALEN];
+
+/* What to say where clinisync.contact_email is empty; palloc'ed. */
+char *
+settings_contact_email_unset(void)
+{
+	return psprintf("clinisync.contact_email is not set, and Cliniko requires an address: "
+					"ALTER DATABASE %s SET clinisync.contact_email = 'you@clinic.example';",
+					quote_identifier(database_name));
+}
+
 /*
  * Apply what ALTER DATABASE has set since this session began. Needs a
  * transaction with a snapshot and SPI. A setting that was RESET keeps its
@@ -184,6 +212,7 @@ settings_refresh(void)
 	Oid			types[] = {OIDOID};
 	Datum		values[] = {ObjectIdGetDatum(MyDatabaseId)};
 
+	strlcpy(database_name, get_database_name(MyDatabaseId), NAMEDATALEN);
 	SPI_execute_with_args("SELECT setdatabase, unnest(setconfig)"
 						  " FROM pg_catalog.pg_db_role_setting"
 						  " WHERE setrole = 0 AND setdatabase IN (0, $1)"

@@ -20,18 +20,16 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "commands/async.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
-#include "fmgr.h"
-#include "funcapi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/queryenvironment.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -44,7 +42,8 @@
 #include "secret.h"
 #include "store.h"
 
-#define NOTIFY_CHANNEL "clinisync"
+/* What the upsert reads from. */
+#define CHANGES_RELATION "clinisync_changes"
 
 /* What a transaction does; raises an error to undo it all. */
 typedef void (*Work) (const Catalog *catalog, void *arg);
@@ -122,15 +121,19 @@ remember(const Catalog *catalog)
 }
 
 /*
- * Run some work in a transaction of its own, as the tables' owner. The owner's
- * identity lasts through the commit, so that deferred triggers do not run as
- * anybody else.
+ * Run some work in a transaction of its own, as the tables' owner. Constraints
+ * that users have declared deferred are checked at once: PostgreSQL defers none
+ * in a security-restricted operation, and a record that violates one is then
+ * found where it costs that record alone. The owner's identity lasts through
+ * the commit all the same.
  */
 static StoreResult
 transaction(Work work, void *arg, bool farewell)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile StoreResult result = STORE_DONE;
+	/* SET CONSTRAINTS ALL IMMEDIATE */
+	ConstraintsSetStmt immediate = {.type = T_ConstraintsSetStmt};
 
 	PG_TRY();
 	{
@@ -153,6 +156,7 @@ transaction(Work work, void *arg, bool farewell)
 			catalog_become_owner(&catalog, &worker);
 			SPI_connect();
 			PushActiveSnapshot(GetTransactionSnapshot());
+			AfterTriggerSetState(&immediate);
 			work(&catalog, arg);
 			PopActiveSnapshot();
 			SPI_finish();
@@ -368,7 +372,6 @@ save_progress(const Catalog *catalog, void *arg)
 		BoolGetDatum(ended)
 	};
 	char		nulls[] = "          ";
-	StringInfoData payload;
 
 	nulls[7] = run->error ? ' ' : 'n';
 	prepare(&statement, catalog,
@@ -384,12 +387,7 @@ save_progress(const Catalog *catalog, void *arg)
 				(errcode(ERRCODE_CLINISYNC_GONE),
 				 errmsg("the run is no longer running")));
 
-	initStringInfo(&payload);
-	appendStringInfoString(&payload, "{\"organization_id\": ");
-	escape_json(&payload, run->organization_id);
-	appendStringInfo(&payload, ", \"sync_id\": " INT64_FORMAT ", \"status\": \"%s\""
-					 ", \"progress_percent\": %.1f}", run->id, status, run->percent);
-	Async_Notify(NOTIFY_CHANNEL, payload.data);
+	run_notify(run->organization_id, run->id, status, run->percent);
 }
 
 /* Commit what the run says of itself: a step, a wait, or its end. */
@@ -431,7 +429,13 @@ typedef struct Change
 	PatientRow	row;
 } Change;
 
-/* Tell which records changed: those whose hash the table does not have. */
+/*
+ * Tell which records changed: those whose hash the table does not have. The
+ * ids are looked up one by one, each a probe of the unique index. Asked for
+ * "= ANY", the planner would choose between that and reading the organisation
+ * whole, by what it believes of a table that may never have been analysed.
+ * OFFSET 0 keeps it from making a join of it.
+ */
 static int
 find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 {
@@ -454,10 +458,13 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 	values[1] = PointerGetDatum(construct_array(ids, nids, INT8OID, sizeof(int64),
 												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	prepare(&statement, catalog,
-			"SELECT cliniko_patient_id, record_hash,"
-			"       deleted_at IS NOT NULL, missing_sync_id IS NOT NULL"
-			"  FROM @schema@.patients"
-			" WHERE organization_id = $1 AND cliniko_patient_id = ANY ($2)", 2, types);
+			"SELECT p.*"
+			"  FROM unnest($2) AS wanted (id),"
+			"       LATERAL (SELECT cliniko_patient_id, record_hash,"
+			"                       deleted_at IS NOT NULL, missing_sync_id IS NOT NULL"
+			"                  FROM @schema@.patients"
+			"                 WHERE organization_id = $1 AND cliniko_patient_id = wanted.id"
+			"                OFFSET 0) p", 2, types);
 	execute(&statement, values, NULL, SPI_OK_SELECT);
 
 	nknown = SPI_processed;
@@ -519,35 +526,7 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 	return nchanges;
 }
 
-/*
- * The rows that the upsert is about to read, and their columns. They reach the
- * statement through clinisync_changes(), a function in its FROM: values that
- * are typed already need no parameters, arrays or JSON on the way.
- */
-static Tuplestorestate *upsert_rows;
-static TupleDesc upsert_columns;
-
-SQL_FUNCTION(clinisync_changes);
-
-/* Hand the rows over to the executor, which frees them. */
-Datum
-clinisync_changes(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-
-	if (upsert_rows == NULL || result == NULL || !IsA(result, ReturnSetInfo) ||
-		(result->allowedModes & SFRM_Materialize) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("clinisync_changes() is for the background worker alone")));
-	result->returnMode = SFRM_Materialize;
-	result->setResult = upsert_rows;
-	result->setDesc = CreateTupleDescCopy(upsert_columns);
-	upsert_rows = NULL;
-	return (Datum) 0;
-}
-
-/* Describe the rows of clinisync_changes(): two columns of ours, then the map. */
+/* Describe the rows that the upsert reads: two columns of ours, then the map. */
 static TupleDesc
 describe_columns(void)
 {
@@ -572,42 +551,41 @@ describe_columns(void)
 
 /* Build the upsert from the columns. */
 static char *
-upsert_sql(void)
+upsert_sql(TupleDesc columns)
 {
 	StringInfoData names;
-	StringInfoData definitions;
 	StringInfoData updates;
 
 	initStringInfo(&names);
-	initStringInfo(&definitions);
 	initStringInfo(&updates);
-	for (int i = 0; i < upsert_columns->natts; i++)
+	for (int i = 0; i < columns->natts; i++)
 	{
-		Form_pg_attribute column = TupleDescAttr(upsert_columns, i);
-		const char *name = NameStr(column->attname);
+		const char *name = NameStr(TupleDescAttr(columns, i)->attname);
 
 		appendStringInfo(&names, "%s, ", name);
-		appendStringInfo(&definitions, "%s%s %s", i > 0 ? ", " : "", name,
-						 format_type_be(column->atttypid));
 		appendStringInfo(&updates, "%s = excluded.%s, ", name, name);
 	}
 	return psprintf("INSERT INTO @schema@.patients AS p"
 					" (%s organization_id, first_synced_at, last_synced_at)"
-					" SELECT c.*, $1, $2, $2"
-					"   FROM @schema@.clinisync_changes() AS c (%s)"
+					" SELECT c.*, $1, $2, $2 FROM " CHANGES_RELATION " c"
 					" ON CONFLICT (organization_id, cliniko_patient_id) DO UPDATE"
 					" SET %s"
 					"     first_synced_at = coalesce(p.first_synced_at, excluded.first_synced_at),"
 					"     last_synced_at = excluded.last_synced_at,"
 					"     missing_sync_id = NULL, deleted_at = NULL",
-					names.data, definitions.data, updates.data);
+					names.data, updates.data);
 }
 
-/* Write rows. Answers how many the table took. */
+/*
+ * Write rows. Answers how many the table took. The rows reach the statement as
+ * an ephemeral relation, which is how triggers see their transition tables:
+ * values that are typed already need no parameters, arrays or JSON on the way.
+ */
 static uint64
 upsert(const Catalog *catalog, const char *organization_id, Change *changes, int nchanges)
 {
 	static Statement statement;
+	static TupleDesc columns;
 	Oid			types[] = {TEXTOID, TIMESTAMPTZOID};
 	Datum		args[] = {
 		CStringGetTextDatum(organization_id),
@@ -615,13 +593,11 @@ upsert(const Catalog *catalog, const char *organization_id, Change *changes, int
 	};
 	Datum		values[PATIENT_MAX_COLUMNS + 2];
 	bool		nulls[PATIENT_MAX_COLUMNS + 2] = {false};
+	Tuplestorestate *rows = tuplestore_begin_heap(false, false, work_mem);
+	EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
 
-	if (upsert_columns == NULL)
-		upsert_columns = describe_columns();
-	if (!is_prepared(&statement))
-		prepare(&statement, catalog, upsert_sql(), lengthof(types), types);
-
-	upsert_rows = tuplestore_begin_heap(false, false, work_mem);
+	if (columns == NULL)
+		columns = describe_columns();
 	for (int i = 0; i < nchanges; i++)
 	{
 		PatientRow *row = &changes[i].row;
@@ -636,9 +612,22 @@ upsert(const Catalog *catalog, const char *organization_id, Change *changes, int
 			values[n] = row->values[c];
 			nulls[n++] = row->nulls[c];
 		}
-		tuplestore_putvalues(upsert_rows, upsert_columns, values, nulls);
+		tuplestore_putvalues(rows, columns, values, nulls);
 	}
+
+	relation->md.name = CHANGES_RELATION;
+	relation->md.tupdesc = columns;
+	relation->md.enrtype = ENR_NAMED_TUPLESTORE;
+	relation->md.enrtuples = nchanges;
+	relation->reldata = rows;
+	SPI_unregister_relation(CHANGES_RELATION);	/* an error may have left one */
+	if (SPI_register_relation(relation) != SPI_OK_REL_REGISTER)
+		elog(ERROR, "could not register the changed rows");
+	if (!is_prepared(&statement))
+		prepare(&statement, catalog, upsert_sql(columns), lengthof(types), types);
 	execute(&statement, args, NULL, SPI_OK_INSERT);
+	SPI_unregister_relation(CHANGES_RELATION);
+	tuplestore_end(rows);
 	return SPI_processed;
 }
 

@@ -20,7 +20,8 @@
  *
  * The enumeration is believed complete when a page says that nothing follows
  * and the numbers agree with what the page before it said; where they do not,
- * because patients came and went, one more request must come back empty.
+ * because patients came and went, one more request must come back empty. See
+ * fit_by_id() and, for the other order, fit_by_creation().
  *
  * Memory: a Sync and all it points to live in its run's context.
  */
@@ -44,8 +45,9 @@
 /* The first pause after a passing failure; doubled from failure to failure. */
 #define FIRST_BACKOFF_MS 500
 #define LONGEST_BACKOFF_MS 60000
-/* The pause before a transaction that met a lock or a full disk is repeated. */
-#define STORE_BACKOFF_MS 1000
+/* Likewise, before a transaction that met a lock or a full disk is repeated. */
+#define FIRST_STORE_BACKOFF_MS 200
+#define LONGEST_STORE_BACKOFF_MS 30000
 /* A pause of our own making that is worth showing as "waiting". */
 #define VISIBLE_PAUSE_MS 1000
 
@@ -74,11 +76,17 @@ struct Sync
 	int			page_size;		/* the setting when the run was taken up */
 	TimestampTz progress_at;	/* when Cliniko last gave a page */
 
+	int64	   *pass;			/* the patients of a pass through one second */
+	int			npass;
+	int			pass_size;		/* allocated */
+	int64		pass_total;		/* how many there should be */
+
 	ClinikoPage *page;			/* being stored, or NULL */
 	int			next_record;
 	ClinikoCursor page_end;		/* the cursor behind the page */
 	TimestampTz store_at;		/* not before this */
 	TimestampTz stored_at;		/* when a transaction last committed */
+	int			store_failures;	/* since then */
 
 	bool		announced;		/* the size of the job was committed */
 	bool		ended;			/* nothing is left to do */
@@ -122,7 +130,10 @@ wait_for_database(Sync *sync)
 	if (!ending(sync) && now - sync->stored_at >= clinisync_retry_window * USECS_PER_SEC)
 		fail(sync, CLINIKO_DATABASE_ERROR, psprintf("SQLSTATE %s.", store_last_sqlstate()));
 	else
-		sync->store_at = TimestampTzPlusMilliseconds(now, STORE_BACKOFF_MS);
+		sync->store_at = TimestampTzPlusMilliseconds(now, Min(FIRST_STORE_BACKOFF_MS <<
+															  Min(sync->store_failures, 10),
+															  LONGEST_STORE_BACKOFF_MS));
+	sync->store_failures++;
 }
 
 /* Draw the conclusion from how a transaction ended. Answers if it committed. */
@@ -133,13 +144,15 @@ conclude(Sync *sync, StoreResult result)
 	{
 		case STORE_DONE:
 			sync->stored_at = GetCurrentTimestamp();
+			sync->store_failures = 0;
 			return true;
 		case STORE_NOT_RUNNING:
 			sync->ended = true;
 			break;
 		case STORE_UNINSTALLED:
 			fail(sync, CLINIKO_CONFIGURATION_ERROR,
-				 "The extension clinisync, or a table of it, is gone or out of date.");
+				 "The extension clinisync, or one of its tables, is gone or out of date: "
+				 "run CREATE EXTENSION clinisync, or SELECT cliniko_setup().");
 			(void) store_save_farewell(sync->run);
 			sync->ended = true;
 			break;
@@ -180,14 +193,12 @@ check_prerequisites(Sync *sync)
 
 	if (GetDatabaseEncoding() != PG_UTF8 && GetDatabaseEncoding() != PG_SQL_ASCII)
 		fail(sync, CLINIKO_CONFIGURATION_ERROR,
-			 psprintf("The database's encoding is %s; clinisync needs UTF8.",
+			 psprintf("Its encoding is %s: create one with ENCODING 'UTF8'.",
 					  GetDatabaseEncodingName()));
 	else if (run->api_key == NULL || run->shard == NULL)
 		fail(sync, CLINIKO_CREDENTIALS_UNREADABLE, NULL);
 	else if ((sync->account = cliniko_account(run->api_key, run->shard)) == NULL)
-		fail(sync, CLINIKO_CONFIGURATION_ERROR,
-			 "clinisync.contact_email is not set; Cliniko requires an address: "
-			 "ALTER DATABASE … SET clinisync.contact_email = 'you@clinic.example'.");
+		fail(sync, CLINIKO_CONFIGURATION_ERROR, settings_contact_email_unset());
 }
 
 /* Take up a run, new or left by another worker; NULL where that cannot be. */
@@ -245,10 +256,21 @@ sync_abandoned(const Sync *sync)
 	return sync->abandoned;
 }
 
-int64
-sync_id(const Sync *sync)
+bool
+sync_is(const Sync *sync, const StoreRunKey *key)
 {
-	return sync->run->id;
+	return sync->run->id == key->id &&
+		strcmp(sync->run->organization_id, key->organization_id) == 0;
+}
+
+/* Fail a sync in whose turn something unforeseen went wrong. */
+void
+sync_break_off(Sync *sync)
+{
+	if (ending(sync))
+		sync->ended = sync->abandoned = true;
+	else
+		fail(sync, CLINIKO_INTERNAL_ERROR, NULL);
 }
 
 /*
@@ -333,6 +355,16 @@ try_again(Sync *sync, ClinikoError error, long wait_ms, const char *detail)
 			   : "Cliniko to answer again");
 }
 
+/* Cliniko does not honour sort=id: enumerate in the other order. */
+static void
+start_over_by_creation(Sync *sync)
+{
+	run_start_over(sync->run, CLINIKO_BY_CREATION);
+	sync->cursor = sync->run->state.cursor;
+	sync->fetch = FETCH_DUE;
+	sync->fetch_at = 0;
+}
+
 /* Whether the ids rise strictly; by id, that is what "nobody is missed" means. */
 static bool
 ids_rise(const ClinikoPage *page, int64 after_id)
@@ -374,9 +406,25 @@ creation_rises(const ClinikoPage *page, const char *since)
 	return true;
 }
 
+/* Whether a page names a patient twice, and so perhaps another one not at all. */
+static bool
+has_duplicates(const ClinikoPage *page)
+{
+	for (int i = 1; i < page->nrecords; i++)
+	{
+		for (int k = 0; k < i; k++)
+		{
+			if (page->records[i].id > 0 && page->records[i].id == page->records[k].id)
+				return true;
+		}
+	}
+	return false;
+}
+
 /*
- * Move what earlier pages already had behind a page's end; forget_seen() still
- * looks at it there.
+ * Move what has been counted already behind a page's end; forget_seen() still
+ * looks at it there. A record without a usable id counts where it is new in
+ * time.
  */
 static void
 set_seen_aside(Sync *sync, ClinikoPage *page)
@@ -386,8 +434,11 @@ set_seen_aside(Sync *sync, ClinikoPage *page)
 	for (int i = 0; i < page->nrecords; i++)
 	{
 		ClinikoRecord record = page->records[i];
+		bool		seen = record.id == 0
+			? strcmp(record.created_at, sync->cursor.since) == 0
+			: run_has_seen(sync->run, record.id);
 
-		if (record.id == 0 || !run_has_seen(sync->run, record.id))
+		if (!seen)
 		{
 			page->records[i] = page->records[kept];
 			page->records[kept++] = record;
@@ -397,85 +448,153 @@ set_seen_aside(Sync *sync, ClinikoPage *page)
 	page->nrecords = kept;
 }
 
-/*
- * Move the cursor behind a page. Answers false where the page cannot be what
- * was asked for; then neither cursor nor page has changed.
- */
-static bool
-advance_cursor(Sync *sync, ClinikoPage *page, int64 *remaining)
+/* How a page fits into the enumeration. */
+typedef enum PageFit
 {
+	PAGE_MORE,					/* the cursor has moved behind it */
+	PAGE_LAST,					/* nothing follows */
+	PAGE_CONTRADICTION			/* it cannot be what was asked for */
+} PageFit;
+
+/* By id: every page begins behind the last id, and ids rise strictly. */
+static PageFit
+fit_by_id(Sync *sync, ClinikoPage *page)
+{
+	Run		   *run = sync->run;
 	ClinikoCursor *cursor = &sync->cursor;
+	int64		last = last_id(page, cursor->after_id);
+	int64		found = run_accounted(run) + Max(page->total_entries, page->nrecords);
+	bool		agrees = run->found < 0 || run->found == found || page->nrecords == 0;
 
-	*remaining = page->total_entries;
-	if (cursor->order == CLINIKO_BY_ID)
-	{
-		int64		last = last_id(page, cursor->after_id);
-
-		if (!ids_rise(page, cursor->after_id) ||
-			(page->nrecords > 0 && last == cursor->after_id))
-			return false;
-		cursor->after_id = last;
-	}
-	else
-	{
-		const char *last = page->nrecords > 0 ? page->records[page->nrecords - 1].created_at
-			: cursor->since;
-
-		if (!creation_rises(page, cursor->since))
-			return false;
-		*remaining -= (int64) (cursor->page - 1) * sync->page_size;
-		if (strcmp(last, cursor->since) > 0)
-		{
-			strlcpy(cursor->since, last, CLINIKO_TIME_SIZE);
-			cursor->page = 1;
-		}
-		else
-			cursor->page++;
-		set_seen_aside(sync, page);
-		*remaining = Max(*remaining - page->nseen, 0);
-	}
-	return true;
+	if (!ids_rise(page, cursor->after_id))
+		return PAGE_CONTRADICTION;
+	if (page->nrecords > 0 ? last == cursor->after_id
+		: page->total_entries > 0 || page->has_next)
+		return PAGE_CONTRADICTION;
+	cursor->after_id = last;
+	run->found = found;
+	return page->nrecords == page->total_entries && !page->has_next && agrees
+		? PAGE_LAST : PAGE_MORE;
 }
 
-/* Take up a page: where it ends, what it says of the size of the job. */
+/* Count the patients of the pass through one second that were not in it yet. */
+static void
+add_to_pass(Sync *sync, const ClinikoPage *page)
+{
+	for (int i = 0; i < page->nrecords + page->nseen; i++)
+	{
+		bool		known = false;
+
+		for (int k = 0; k < sync->npass && !known; k++)
+			known = sync->pass[k] == page->records[i].id;
+		if (known)
+			continue;
+		if (sync->npass == sync->pass_size)
+		{
+			sync->pass_size = Max(sync->pass_size * 2, 256);
+			sync->pass = sync->pass
+				? repalloc(sync->pass, sizeof(int64) * sync->pass_size)
+				: MemoryContextAlloc(sync->run->context, sizeof(int64) * sync->pass_size);
+		}
+		sync->pass[sync->npass++] = page->records[i].id;
+	}
+}
+
+/*
+ * By creation, within one second that fills more than a page: only page
+ * numbers lead through it, so a whole pass must agree with itself. Every page
+ * must name the same total, and the pass have that many different patients;
+ * else it is made again.
+ */
+static PageFit
+fit_within_second(Sync *sync, ClinikoPage *page)
+{
+	ClinikoCursor *cursor = &sync->cursor;
+	int			received = page->nrecords;
+	int64		end = (int64) (cursor->page - 1) * sync->page_size + received;
+
+	if (cursor->page == 1)
+	{
+		sync->npass = 0;
+		sync->pass_total = page->total_entries;
+	}
+	set_seen_aside(sync, page);
+	add_to_pass(sync, page);
+	if (page->total_entries == sync->pass_total && end < page->total_entries &&
+		received == sync->page_size)
+	{
+		cursor->page++;
+		return PAGE_MORE;
+	}
+	cursor->page = 1;
+	if (page->total_entries != sync->pass_total || end != page->total_entries ||
+		sync->npass != page->total_entries)
+		return PAGE_CONTRADICTION;
+	cursor->page = 0;
+	cursor->beyond = true;
+	return PAGE_MORE;
+}
+
+/*
+ * By creation: a page begins with what was created since the cursor, so what
+ * it shows of that very second may have been seen. Nothing follows a page only
+ * if it shows, all by itself, as many patients as it says there are.
+ */
+static PageFit
+fit_by_creation(Sync *sync, ClinikoPage *page)
+{
+	Run		   *run = sync->run;
+	ClinikoCursor *cursor = &sync->cursor;
+	int			received = page->nrecords;
+	const char *last;
+
+	if (!creation_rises(page, cursor->since) || has_duplicates(page))
+		return PAGE_CONTRADICTION;
+	if (cursor->page > 0)
+		return fit_within_second(sync, page);
+	if (received < sync->page_size && (received != page->total_entries || page->has_next))
+		return PAGE_CONTRADICTION;
+
+	last = received > 0 ? pstrdup(page->records[received - 1].created_at) : "";
+	set_seen_aside(sync, page);
+	run->found = run_accounted(run) + Max(page->total_entries - page->nseen, page->nrecords);
+	if (received == page->total_entries && !page->has_next)
+		return PAGE_LAST;
+	if (strcmp(last, cursor->since) > 0)
+	{
+		strlcpy(cursor->since, last, CLINIKO_TIME_SIZE);
+		cursor->beyond = false;
+	}
+	else
+		cursor->page = 1;
+	return PAGE_MORE;
+}
+
+/* Take up a page, unless it contradicts what is known. */
 static void
 take_page(Sync *sync, ClinikoPage *page)
 {
-	Run		   *run = sync->run;
-	int64		received = page->nrecords;
-	int64		found_before = run->found;
-	int64		remaining;
-	bool		complete;
+	bool		by_id = sync->cursor.order == CLINIKO_BY_ID;
+	PageFit		fit = by_id ? fit_by_id(sync, page) : fit_by_creation(sync, page);
 
-	if (received == 0 && page->total_entries > 0 && sync->cursor.order == CLINIKO_BY_ID)
+	if (fit == PAGE_CONTRADICTION)
 	{
+		bool		disorder = by_id && page->nrecords > 0;
+
 		cliniko_free_page(page);
-		try_again(sync, CLINIKO_INCOMPLETE_ENUMERATION, 0, "A page that should have patients is empty.");
-		return;
-	}
-	if (!advance_cursor(sync, page, &remaining))
-	{
-		cliniko_free_page(page);
-		if (sync->cursor.order == CLINIKO_BY_CREATION)
-			try_again(sync, CLINIKO_INCOMPLETE_ENUMERATION, 0, "The patients were out of order.");
-		else if (sync->disorders++ == 0)
-			try_again(sync, CLINIKO_INCOMPLETE_ENUMERATION, 0, "The ids were out of order.");
+		if (disorder && sync->disorders++ > 0)
+			start_over_by_creation(sync);
 		else
-		{
-			run_start_over(run, CLINIKO_BY_CREATION);
-			sync->cursor = run->state.cursor;
-			sync->fetch = FETCH_DUE;
-		}
+			try_again(sync, CLINIKO_INCOMPLETE_ENUMERATION, 0, NULL);
 		return;
 	}
-
-	run->found = run_accounted(run) + Max(remaining, page->nrecords);
-	complete = remaining == page->nrecords && !page->has_next &&
-		(received == 0 || found_before < 0 || found_before == run->found);
-	sync->fetch = complete ? FETCH_FINISHED : FETCH_DUE;
+	sync->fetch = fit == PAGE_LAST ? FETCH_FINISHED : FETCH_DUE;
 	sync->fetch_at = 0;
-	sync->failures = 0;
-	sync->progress_at = GetCurrentTimestamp();
+	if (page->nrecords > 0)
+	{
+		sync->failures = 0;
+		sync->progress_at = GetCurrentTimestamp();
+	}
 	sync->page = page;
 	sync->next_record = 0;
 	sync->page_end = sync->cursor;
@@ -514,12 +633,7 @@ take_answer(Sync *sync)
 	else if (verdict.passing)
 		try_again(sync, verdict.error, verdict.wait_ms, detail);
 	else if (verdict.error == CLINIKO_BAD_REQUEST && sync->cursor.order == CLINIKO_BY_ID)
-	{
-		/* "Sort parameter must be a valid column name": sort=id is not documented */
-		run_start_over(run, CLINIKO_BY_CREATION);
-		sync->cursor = run->state.cursor;
-		sync->fetch = FETCH_DUE;
-	}
+		start_over_by_creation(sync);	/* "Sort parameter must be a valid column name" */
 	else
 		fail(sync, verdict.error, detail);
 }

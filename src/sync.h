@@ -22,7 +22,8 @@ extern void sync_store(Sync *sync);
 extern TimestampTz sync_due(const Sync *sync);
 extern bool sync_ended(const Sync *sync);
 extern bool sync_abandoned(const Sync *sync);
-extern int64 sync_id(const Sync *sync);
+extern bool sync_is(const Sync *sync, const StoreRunKey *key);
+extern void sync_break_off(Sync *sync);
 extern void sync_free(Sync *sync);
 
 #endif							/* CLINISYNC_SYNC_H */

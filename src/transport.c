@@ -49,6 +49,8 @@
 
 /* The least size of a body's buffer; a page of 100 patients is a few of these. */
 #define LEAST_BODY_SIZE ((size_t) 64 * 1024)
+/* What is allocated ahead at most, because the last answer took as much. */
+#define MOST_USUAL_BODY_SIZE ((size_t) 1024 * 1024)
 
 /* How long connecting may take, at most. */
 #define CONNECT_TIMEOUT_MS 10000L
@@ -313,6 +315,26 @@ set_options(PrivateTransfer *transfer, const TransferRequest *request)
 	curl_easy_setopt(easy, CURLOPT_PRIVATE, transfer);
 }
 
+/* Note how a transfer ended. */
+static void
+finish_transfer(Transport *transport, PrivateTransfer *transfer, CURLcode code)
+{
+	transfer->shown.elapsed_us = monotonic_us() - transfer->started_us;
+	if (transfer->too_large)
+		transfer->shown.outcome = TRANSFER_TOO_LARGE;
+	else if (code == CURLE_OK)
+	{
+		transfer->shown.outcome = TRANSFER_ANSWERED;
+		transport->usual_body_size = Min(transfer->shown.body_len + 1, MOST_USUAL_BODY_SIZE);
+		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &transfer->shown.status);
+	}
+	else
+	{
+		transfer->shown.outcome = TRANSFER_BROKEN;
+		transfer->shown.reason = curl_easy_strerror(code);
+	}
+}
+
 /*
  * Start a GET request. It makes progress while transport_wait() runs, and is
  * returned by transport_next_done() when it has ended. The caller releases it,
@@ -346,7 +368,8 @@ transport_get(Transport *transport, const TransferRequest *request)
 				 errmsg("out of memory")));
 	}
 	set_options(transfer, request);
-	curl_multi_add_handle(transport->multi, transfer->easy);
+	if (curl_multi_add_handle(transport->multi, transfer->easy) != CURLM_OK)
+		finish_transfer(transport, transfer, CURLE_FAILED_INIT);
 	return &transfer->shown;
 }
 
@@ -379,26 +402,6 @@ transfer_take_body(Transfer *transfer)
 	transfer->body = NULL;
 	transfer->body_len = 0;
 	return body;
-}
-
-/* Note how a transfer ended. */
-static void
-finish_transfer(Transport *transport, PrivateTransfer *transfer, CURLcode code)
-{
-	transfer->shown.elapsed_us = monotonic_us() - transfer->started_us;
-	if (transfer->too_large)
-		transfer->shown.outcome = TRANSFER_TOO_LARGE;
-	else if (code == CURLE_OK)
-	{
-		transfer->shown.outcome = TRANSFER_ANSWERED;
-		transport->usual_body_size = transfer->shown.body_len + 1;
-		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &transfer->shown.status);
-	}
-	else
-	{
-		transfer->shown.outcome = TRANSFER_BROKEN;
-		transfer->shown.reason = curl_easy_strerror(code);
-	}
 }
 
 /* Let libcurl read, write and count time, without waiting. */

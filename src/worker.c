@@ -10,20 +10,22 @@
  *	LOCK_START, shared, until the transaction ends: a caller that has inserted
  *	a run, or is about to.
  *
- * A caller first takes LOCK_START. If there is a worker, it wakes it when the
- * transaction has committed; if not, it registers one, which waits for the
- * caller's transaction to end before it looks for work. So a rollback starts
- * nothing, and a lack of worker slots is an error of the call, which inserts
- * nothing.
+ * A caller first takes LOCK_START. If nobody holds LOCK_WORKER, it registers a
+ * worker, so that a lack of slots is an error of the call, which inserts
+ * nothing. When its transaction has committed, it sets the latch of every
+ * background worker of this database: ours is among them, and the others do
+ * not mind. After a rollback a worker may be there for nothing; it leaves.
  *
- * A worker that wants to retire must get LOCK_START exclusively, without
- * waiting, and then look for work once more. If it gets the lock, every caller
- * is either done, and its run is seen by that look; or waits for the lock, and
- * will see that the worker is gone. If it does not, a caller is under way, and
- * the worker stays.
+ * A worker looks for work when it starts and whenever its latch is set. If it
+ * wants to retire, it must get LOCK_START exclusively, without waiting, and
+ * then look once more. If it gets the lock, every caller is either done, and
+ * its run is seen by that look; or waits for the lock, and will see that the
+ * worker is gone. If it does not, a caller is under way, and the worker stays
+ * to be woken by it.
  *
- * Two callers may each register a worker. The second one finds LOCK_WORKER
- * taken, wakes its holder, which cannot have retired since, and leaves.
+ * Several callers may each register a worker. Those that find LOCK_WORKER taken
+ * leave: its holder cannot retire before the callers' transactions have ended,
+ * and will be woken by them.
  *
  * A worker that was terminated leaves its runs "running". Whoever looks at
  * them next, with cliniko_sync_logs() say, sees that no worker is there and
@@ -53,8 +55,6 @@
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
-#include "storage/procarray.h"
-#include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -76,17 +76,15 @@
 /* How much freed memory the process keeps for the next batch, in bytes. */
 #define KEPT_MEMORY (8 * 1024 * 1024)
 
+/* How long a caller waits for a worker slot, or for another caller's worker. */
+#define SLOT_PATIENCE_MS 2000
+#define SLOT_RETRY_MS 20
+
+/* How long a session that polls leaves a worker that it registered to start. */
+#define REVIVAL_PAUSE_MS 500
+
 /* After how long runs that could not be taken up are looked at again. */
 #define LOOK_AGAIN_MS 5000
-
-/* What a worker is told at its registration, in bgw_extra. */
-typedef struct WorkerOrder
-{
-	Oid			database;
-	VirtualTransactionId starter;	/* to wait for; invalid: nobody */
-} WorkerOrder;
-
-StaticAssertDecl(sizeof(WorkerOrder) <= BGW_EXTRALEN, "WorkerOrder is too large");
 
 typedef struct Worker
 {
@@ -109,18 +107,17 @@ make_tag(LOCKTAG *tag, Oid database, uint32 what)
  * The caller's side
  */
 
-/* The worker to wake when this transaction commits, or NULL. */
-static PGPROC *wake_at_commit;
+/* Whether to wake this database's worker when the transaction commits. */
+static bool wake_at_commit;
 
 /* The transaction for which a worker was registered last. */
 static LocalTransactionId registered_by = InvalidLocalTransactionId;
 
-/* The process of this database's worker, or NULL. */
-static PGPROC *
-find_worker(void)
+/* Whether this database has a worker. */
+static bool
+worker_exists(void)
 {
 	LockData   *locks = GetLockStatusData();
-	PGPROC	   *worker = NULL;
 	LOCKTAG		tag;
 
 	make_tag(&tag, MyDatabaseId, LOCK_WORKER);
@@ -129,9 +126,28 @@ find_worker(void)
 		LockInstanceData *lock = &locks->locks[i];
 
 		if (lock->holdMask != 0 && memcmp(&lock->locktag, &tag, sizeof(tag)) == 0)
-			worker = BackendPidGetProc(lock->pid);
+			return true;
 	}
-	return worker;
+	return false;
+}
+
+/*
+ * Set the latch of every background worker of this database. Runs when a
+ * transaction has committed, so it must not fail, nor allocate anything. A
+ * process that has ended meanwhile, and whatever took its place, takes a latch
+ * that is set for nothing in its stride.
+ */
+static void
+wake_workers(void)
+{
+	for (uint32 i = 0; i < ProcGlobal->allProcCount; i++)
+	{
+		PGPROC	   *process = &ProcGlobal->allProcs[i];
+
+		if (process->pid != 0 && process->databaseId == MyDatabaseId &&
+			COMPAT_IS_BACKGROUND_WORKER(process))
+			SetLatch(&process->procLatch);
+	}
 }
 
 static void
@@ -140,19 +156,18 @@ on_transaction_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
-			/* should it be another process by now, it will not mind */
 			if (wake_at_commit)
-				SetLatch(&wake_at_commit->procLatch);
-			wake_at_commit = NULL;
+				wake_workers();
+			wake_at_commit = false;
 			break;
 		case XACT_EVENT_ABORT:
-			wake_at_commit = NULL;
+			wake_at_commit = false;
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			if (wake_at_commit || registered_by == COMPAT_MY_LXID)
+			if (wake_at_commit)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has started a sync"),
+						 errmsg("cannot PREPARE a transaction that has started or cancelled a sync"),
 						 errhint("Use COMMIT.")));
 			break;
 		default:
@@ -160,22 +175,23 @@ on_transaction_end(XactEvent event, void *arg)
 	}
 }
 
-static void
-watch_transaction_end(void)
+/* Have the worker, if there is one, look at its runs after the commit. */
+void
+worker_wake_at_commit(void)
 {
 	static bool watching = false;
 
 	if (!watching)
 		RegisterXactCallback(on_transaction_end, NULL);
 	watching = true;
+	wake_at_commit = true;
 }
 
 /* Ask the postmaster for a worker of this database. */
 static bool
-register_worker(VirtualTransactionId starter)
+register_worker(void)
 {
 	BackgroundWorker worker = {0};
-	WorkerOrder order = {.database = MyDatabaseId, .starter = starter};
 
 	strlcpy(worker.bgw_name, CLINISYNC_WORKER_TYPE, BGW_MAXLEN);
 	strlcpy(worker.bgw_type, CLINISYNC_WORKER_TYPE, BGW_MAXLEN);
@@ -184,7 +200,7 @@ register_worker(VirtualTransactionId starter)
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	memcpy(worker.bgw_extra, &order, sizeof(order));
+	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
 	return RegisterDynamicBackgroundWorker(&worker, NULL);
 }
 
@@ -195,50 +211,46 @@ register_worker(VirtualTransactionId starter)
 void
 worker_start_at_commit(void)
 {
-	VirtualTransactionId myself;
-	PGPROC	   *worker;
 	LOCKTAG		tag;
+	TimestampTz give_up_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SLOT_PATIENCE_MS);
 
 	make_tag(&tag, MyDatabaseId, LOCK_START);
 	(void) LockAcquire(&tag, ShareLock, false, false);
+	worker_wake_at_commit();
 	if (registered_by == COMPAT_MY_LXID)
 		return;
-	watch_transaction_end();
-	worker = find_worker();
-	if (worker)
+	while (!worker_exists() && !register_worker())
 	{
-		wake_at_commit = worker;
-		return;
+		/* a burst of callers may hold all slots until the first worker is up */
+		if (GetCurrentTimestamp() >= give_up_at)
+			ereport(ERROR,
+					(errcode(ERRCODE_CLINISYNC_UNAVAILABLE),
+					 errmsg("no background worker slot is free"),
+					 errdetail("NO_WORKER_AVAILABLE"),
+					 errhint("Increase max_worker_processes (now %d) and restart the server, "
+							 "or try again when other background workers have ended.",
+							 max_worker_processes)));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 SLOT_RETRY_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
 	}
-	GET_VXID_FROM_PGPROC(myself, *MyProc);
-	if (!register_worker(myself))
-		ereport(ERROR,
-				(errcode(ERRCODE_CLINISYNC_UNAVAILABLE),
-				 errmsg("no background worker slot is free"),
-				 errdetail("NO_WORKER_AVAILABLE"),
-				 errhint("Increase max_worker_processes (now %d) and restart the server, "
-						 "or try again when other background workers have ended.",
-						 max_worker_processes)));
 	registered_by = COMPAT_MY_LXID;
-}
-
-/* Have the worker, if there is one, look at its runs after the commit. */
-void
-worker_wake_at_commit(void)
-{
-	watch_transaction_end();
-	wake_at_commit = find_worker();
 }
 
 /* Start a worker where there is none; where that cannot be, leave it. */
 void
 worker_ensure(void)
 {
-	VirtualTransactionId nobody;
+	static TimestampTz registered_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
 
-	SetInvalidVirtualTransactionId(nobody);
-	if (!RecoveryInProgress() && find_worker() == NULL)
-		(void) register_worker(nobody);
+	/* one that was registered just now may not have its lock yet */
+	if (RecoveryInProgress() ||
+		!TimestampDifferenceExceeds(registered_at, now, REVIVAL_PAUSE_MS) || worker_exists())
+		return;
+	registered_at = now;
+	(void) register_worker();
 }
 
 /*
@@ -268,15 +280,6 @@ unlock(uint32 what)
 	(void) LockRelease(&tag, ExclusiveLock, true);
 }
 
-/* Wait for the transaction that wanted this worker to end, either way. */
-static void
-await_starter(VirtualTransactionId starter)
-{
-	StartTransactionCommand();
-	(void) VirtualXactLock(starter, true);
-	CommitTransactionCommand();
-}
-
 /*
  * Settings of the database or its users must not change what our statements
  * mean, nor let a planner that knows nothing of a new table read all of it. A
@@ -289,10 +292,11 @@ pin_settings(void)
 	static const char *const pinned[][2] = {
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_isolation", "read committed"},
+		{"enable_bitmapscan", "off"},
 		{"enable_seqscan", "off"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"jit", "off"},
-		{"lock_timeout", "1s"},
+		{"lock_timeout", "100ms"},
 		{"plan_cache_mode", "force_generic_plan"},
 		{"statement_timeout", "0"},
 	};
@@ -334,22 +338,22 @@ remove_sync(Worker *worker, int i)
 }
 
 static bool
-has_sync(const Worker *worker, int64 id)
+has_sync(const Worker *worker, const StoreRunKey *key)
 {
 	for (int i = 0; i < worker->nsyncs; i++)
 	{
-		if (sync_id(worker->syncs[i]) == id)
+		if (sync_is(worker->syncs[i], key))
 			return true;
 	}
 	return false;
 }
 
 static bool
-is_listed(const StoreRunKey *keys, int nkeys, int64 id)
+is_listed(const StoreRunKey *keys, int nkeys, const Sync *sync)
 {
 	for (int i = 0; i < nkeys; i++)
 	{
-		if (keys[i].id == id)
+		if (sync_is(sync, &keys[i]))
 			return true;
 	}
 	return false;
@@ -385,14 +389,14 @@ look_for_work(Worker *worker)
 	}
 	for (int i = worker->nsyncs - 1; i >= 0; i--)
 	{
-		if (!is_listed(keys, nkeys, sync_id(worker->syncs[i])))
+		if (!is_listed(keys, nkeys, worker->syncs[i]))
 			remove_sync(worker, i);
 	}
 	for (int i = 0; i < nkeys && worker->nsyncs < clinisync_max_running_syncs; i++)
 	{
 		Sync	   *sync;
 
-		if (has_sync(worker, keys[i].id))
+		if (has_sync(worker, &keys[i]))
 			continue;
 		sync = sync_begin(worker->context, &keys[i], worker->transport, &result);
 		if (sync)
@@ -421,6 +425,30 @@ wait_for_events(Worker *worker, long timeout_ms)
 		sync_answer(transfer->owner, transfer);
 }
 
+/*
+ * Let a sync take up an answer, send a request and store a batch. Out of memory
+ * or such, it is that sync which ends, not the worker.
+ */
+static void
+give_turn(Worker *worker, Sync *sync)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		sync_fetch(sync);
+		wait_for_events(worker, 0);
+		sync_store(sync);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		sync_break_off(sync);
+	}
+	PG_END_TRY();
+}
+
 /* Give every sync that is due its turn; the network has its own in between. */
 static void
 advance_syncs(Worker *worker)
@@ -431,9 +459,7 @@ advance_syncs(Worker *worker)
 
 		if (sync_due(sync) > GetCurrentTimestamp())
 			continue;
-		sync_fetch(sync);
-		wait_for_events(worker, 0);
-		sync_store(sync);
+		give_turn(worker, sync);
 		if (sync_ended(sync))
 		{
 			/* its place may be wanted; its row may still say "running" */
@@ -519,36 +545,28 @@ work(Worker *worker)
 	}
 }
 
-/* The worker's main function; arg is not used. */
+/* The worker's main function; arg is the database's oid. */
 void
 clinisync_worker_main(Datum arg)
 {
 	Worker		worker = {.look = true};
-	WorkerOrder order;
 
-	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	/* there is no statement to cancel: cliniko_cancel_sync() is for runs */
+	pqsignal(SIGINT, SIG_IGN);
 	BackgroundWorkerUnblockSignals();
-	BackgroundWorkerInitializeConnectionByOid(order.database, InvalidOid, 0);
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
 	pin_settings();
 	keep_freed_memory();
-
-	if (VirtualTransactionIdIsValid(order.starter))
-		await_starter(order.starter);
 	if (!try_lock(LOCK_WORKER))
-	{
-		PGPROC	   *other = find_worker();
-
-		if (other)
-			SetLatch(&other->procLatch);
 		return;
-	}
 
 	worker.context = AllocSetContextCreate(TopMemoryContext, "clinisync worker",
 										   ALLOCSET_DEFAULT_SIZES);
 	worker.syncs = MemoryContextAlloc(worker.context, sizeof(Sync *));
 	worker.transport = transport_create(worker.context);
 	work(&worker);
+	MemoryContextSwitchTo(TopMemoryContext);
 	MemoryContextDelete(worker.context);
 }
