@@ -242,7 +242,10 @@ BEGIN
 					   format('%s rows without %s: ', l.relation, l.column_name),
 					   l.relation, l.column_name)
 			FROM @extschema@.clinisync_columns() l
+				JOIN @extschema@.clinisync_tables() t USING (relation)
+			/* part of the primary key that it will have */
 			WHERE l.column_name = 'organization_id'
+				AND NOT EXISTS (SELECT FROM pg_constraint o WHERE o.conrelid = t.oid AND o.contype = 'p')
 			UNION ALL
 			VALUES
 			('patients', '{organization_id,cliniko_patient_id}'::name[],
@@ -607,10 +610,11 @@ COMMENT ON FUNCTION @extschema@.cliniko_sync_logs(text, int, text, text) IS
 
 CREATE FUNCTION @extschema@.clinisync_duration(spent interval)
 RETURNS text
-LANGUAGE sql IMMUTABLE STRICT
+LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE
+	WHEN s IS NULL THEN NULL
 	WHEN s < 60 THEN format('%ss', s)
 	WHEN s < 3600 THEN format('%sm %ss', s / 60, s % 60)
 	ELSE format('%sh %sm', s / 3600, s / 60 % 60) END

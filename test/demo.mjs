@@ -1,0 +1,246 @@
+// The demo's show: a simulated clinic, its first sync, and a progress bar that knows nothing but
+// what cliniko_sync_logs answers. test/run starts it beside a throwaway PostgreSQL server that
+// PGHOST, PGPORT and PGUSER name. With --stay it leaves everything running until it is stopped.
+
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { startSimulator } from './cliniko/cliniko.mjs';
+
+const DATABASE = 'my_clinic';
+const ORGANIZATION = 'my-clinic';
+const KEY = 'MS0xLWRlbW8tY2xpbmlj-au1';
+const CONTACT = 'demo@clinic.example';
+const CLINIC = { patients: 636, archived: 12, latency_ms: 300 };
+const PAGE_SIZE = 100;
+const POLL_MS = 100;
+const NARROWEST_BAR = 10;
+const WIDEST_BAR = 40;
+// What a progress line needs in columns: the step with its margins, then percent, count and rate.
+const STEP_WIDTH = 15;
+const WORD_WIDTHS = [9, 20, 16];
+const LONGEST_SYNC_MS = 300_000;
+
+const stay = process.argv.includes('--stay');
+const terminal = process.stdout.isTTY ? process.stdout : null;
+const unicode = /utf-?8/i.test(process.env.LC_ALL || process.env.LC_CTYPE || process.env.LANG || '');
+
+/** A failure that the demo explains in one sentence, without a stack. */
+class Failure extends Error {}
+
+/** One psql that stays connected: a question goes in as a line, the answer comes out as a line. */
+class Psql {
+  constructor(database) {
+    const environment = { ...process.env, PGDATABASE: database, PGCLIENTENCODING: 'UTF8' };
+    this.process = spawn('psql', ['-XqAt', '-v', 'ON_ERROR_STOP=1'], { env: environment });
+    this.complaints = '';
+    this.process.stderr.setEncoding('utf8').on('data', (text) => (this.complaints += text));
+    this.process.stdin.on('error', () => {}); // psql's end is noticed where its answer is awaited
+    this.answers = createInterface({ input: this.process.stdout })[Symbol.asyncIterator]();
+  }
+
+  /** Runs a statement that answers one row of one column. */
+  async ask(sql) {
+    this.process.stdin.write(`${sql};\n`);
+    const { done, value } = await this.answers.next();
+    if (done) throw new Failure(this.complaints.trim() || 'psql ended unexpectedly');
+    return value;
+  }
+
+  async askJson(sql) {
+    return JSON.parse(await this.ask(sql));
+  }
+
+  /** Runs a statement that answers no row. */
+  async run(sql) {
+    await this.ask(`${sql};\nSELECT true`);
+  }
+
+  async close() {
+    this.process.stdin.end();
+    await once(this.process, 'close');
+  }
+}
+
+function announce(what, text) {
+  console.log(`  ${what.padEnd(11)} ${text}`);
+}
+
+function seconds(ms) {
+  return `${(ms / 1000).toFixed(2)} s`;
+}
+
+function green(text) {
+  return terminal && !process.env.NO_COLOR ? `\x1b[32m${text}\x1b[0m` : text;
+}
+
+/** A bar of the given width, filled to an eighth of a character where the terminal can show that. */
+function bar(width, share) {
+  const eighths = Math.round(share * width * 8);
+  const full = eighths >> 3;
+  if (!unicode) return green('#'.repeat(full)) + '.'.repeat(width - full);
+  const filled = '█'.repeat(full) + ' ▏▎▍▌▋▊▉'[eighths & 7].trim();
+  return green(filled) + '░'.repeat(width - filled.length);
+}
+
+/** What a log says about a run, as a line that fits into the given width. */
+function progressLine(log, columns) {
+  const { step, progress_percent: percent = 0, patients_found: found, patients_per_second: rate } = log.metadata;
+  const words = [
+    `${percent.toFixed(1).padStart(5)} %`,
+    found == null ? '' : `${log.records_success}/${log.records_processed} patients`,
+    rate > 0 ? `${Math.round(rate)} a second` : '',
+  ];
+  // The bar's width depends on the terminal alone: it must not jump when a word appears.
+  const room = (count) => columns - STEP_WIDTH - WORD_WIDTHS.slice(0, count).reduce((a, b) => a + b);
+  const count = [3, 2, 1].find((many) => !terminal || room(many) >= NARROWEST_BAR) ?? 1;
+  const width = Math.min(room(count), WIDEST_BAR);
+  const drawn = terminal && width >= NARROWEST_BAR ? `${bar(width, percent / 100)}  ` : '';
+  return `  ${step.padEnd(11)} ${drawn}${words.slice(0, count).join('  ').trimEnd()}`;
+}
+
+/** Draws the progress in place on a terminal, and as one line for each news elsewhere. */
+class Progress {
+  show(log) {
+    const columns = terminal ? terminal.getWindowSize()[0] || 80 : 80;
+    const line = progressLine(log, columns);
+    if (terminal) terminal.write(`\r\x1b[?25l${line}\x1b[K`);
+    else if (line !== this.shown) console.log(line);
+    this.shown = line;
+  }
+
+  end() {
+    if (terminal && this.shown !== undefined) terminal.write('\n\x1b[?25h');
+    this.shown = undefined;
+  }
+}
+
+async function openClinic(simulator) {
+  const response = await fetch(`${simulator.url}/control/accounts/${encodeURIComponent(KEY)}`, {
+    method: 'PUT',
+    body: JSON.stringify(CLINIC),
+  });
+  if (!response.ok) throw new Failure(`the simulator refused the clinic: ${await response.text()}`);
+}
+
+/** Does what the README tells a user to do, up to the first sync. */
+async function connectClinic(simulator) {
+  const server = new Psql('postgres');
+  await server.run(`CREATE DATABASE ${DATABASE}`);
+  await server.run(`ALTER DATABASE ${DATABASE} SET clinisync.base_url = '${simulator.url}/v1'`);
+  await server.run(`ALTER DATABASE ${DATABASE} SET clinisync.contact_email = '${CONTACT}'`);
+  await server.close();
+
+  const database = new Psql(DATABASE);
+  await database.run('CREATE EXTENSION clinisync');
+  await database.ask(`SELECT cliniko_connect('${ORGANIZATION}', '${KEY}', 'My Clinic')`);
+  return database;
+}
+
+/** Follows the newest run to its end and returns its log. */
+async function follow(database, progress) {
+  const deadline = Date.now() + LONGEST_SYNC_MS;
+  while (Date.now() < deadline) {
+    const { logs } = await database.askJson(`SELECT cliniko_sync_logs('${ORGANIZATION}', 1)`);
+    progress.show(logs[0]);
+    if (logs[0].status !== 'running') return logs[0];
+    await sleep(POLL_MS);
+  }
+  throw new Failure(`the sync has not ended after ${LONGEST_SYNC_MS / 1000} s`);
+}
+
+/** Fetches every page with curl, one after another, and adds up the time the requests took. */
+async function fetchWithCurl(simulator) {
+  const run = promisify(execFile);
+  let patients = 0;
+  let pages = 0;
+  let ms = 0;
+  for (let last = '0', left = true; left; ) {
+    const url =
+      `${simulator.url}/v1/patients?q[]=archived_at:*&q[]=id:>${last}&sort=id:asc&per_page=${PAGE_SIZE}`;
+    const options = ['-sSfg', '--compressed', '-u', `${KEY}:`, '-A', `clinisync-demo (${CONTACT})`];
+    const { stdout } = await run(
+      'curl',
+      [...options, '-H', 'Accept: application/json', '-w', '\n%{time_total}', url],
+      { maxBuffer: 64 << 20 },
+    );
+    const end = stdout.lastIndexOf('\n');
+    const page = JSON.parse(stdout.slice(0, end));
+    ms += Number(stdout.slice(end)) * 1000;
+    pages++;
+    patients += page.patients.length;
+    left = page.total_entries > page.patients.length;
+    last = page.patients.at(-1)?.id;
+  }
+  return { patients, pages, ms };
+}
+
+function reportRun({ records_success: stored, records_processed: found, metadata: run }) {
+  const rate = Math.round((stored * 1000) / run.duration_ms);
+  const { inserted, updated, unchanged } = run;
+  announce('Stored', `${stored} of ${found} patients in ${seconds(run.duration_ms)}, ${rate} a second:`);
+  announce('', `${inserted} inserted, ${updated} updated, ${unchanged} unchanged, ${found - stored} failed`);
+}
+
+async function reportStatus(database) {
+  const status = await database.askJson(`SELECT cliniko_status('${ORGANIZATION}')`);
+  const lines = JSON.stringify(status, null, 2).split('\n');
+  announce('Status', `SELECT cliniko_status('${ORGANIZATION}')`);
+  for (const line of lines) announce('', line);
+}
+
+async function reportComparison(simulator, log) {
+  const curl = await fetchWithCurl(simulator);
+  if (curl.patients !== log.records_success) {
+    throw new Failure(`curl fetched ${curl.patients} patients, the sync ${log.records_success}`);
+  }
+  const ratio = (log.metadata.duration_ms / curl.ms).toFixed(2);
+  announce('Compared', `curl alone, the same ${curl.pages} pages one after another: ${seconds(curl.ms)}`);
+  announce('', `the sync took ${ratio} x of the bare requests`);
+}
+
+function inviteToLook() {
+  const { PGHOST: host, PGPORT: port, PGUSER: user } = process.env;
+  announce('Look', `psql -h ${host} -p ${port} -U ${user} ${DATABASE}`);
+  announce('', 'SELECT first_name, last_name, date_of_birth, email FROM patients LIMIT 10;');
+  announce('', `SELECT cliniko_sync_all('${ORGANIZATION}');`);
+  console.log('\n  Everything stays up until Ctrl-C.');
+}
+
+async function show(progress, onDone) {
+  const simulator = await startSimulator();
+  await openClinic(simulator);
+  const database = await connectClinic(simulator);
+  announce('Syncing', `SELECT cliniko_sync_all('${ORGANIZATION}')\n`);
+  await database.ask(`SELECT cliniko_sync_all('${ORGANIZATION}')`);
+  const log = await follow(database, progress);
+  progress.end();
+  if (log.status !== 'completed') {
+    throw new Failure(`the sync failed: ${log.metadata.error_type}: ${log.error_details}`);
+  }
+
+  console.log();
+  reportRun(log);
+  await reportStatus(database);
+  await reportComparison(simulator, log);
+  await database.close();
+  onDone();
+  if (stay) {
+    inviteToLook();
+    await new Promise(() => {}); // until a signal
+  }
+}
+
+const progress = new Progress();
+let status = 1;
+process.on('exit', () => progress.end());
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(status));
+try {
+  await show(progress, () => (status = 0));
+} catch (error) {
+  progress.end();
+  console.error(`clinisync: ${error instanceof Failure ? error.message : error.stack}`);
+}
+process.exit(status);
