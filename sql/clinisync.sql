@@ -341,6 +341,11 @@ BEGIN
 		changes = changes || statement;
 	END LOOP;
 
+	/* a column that is new to rows that were synced before is filled by the next run */
+	IF EXISTS (SELECT FROM unnest(changes) AS c WHERE c LIKE 'ALTER TABLE @extschema@.patients ADD COLUMN %') THEN
+		UPDATE @extschema@.patients SET record_hash = NULL WHERE record_hash IS NOT NULL;
+	END IF;
+
 	/* a table that has a primary key of its own keeps it */
 	FOR statement IN
 		SELECT format('ALTER TABLE @extschema@.%I ADD CONSTRAINT %I %s',

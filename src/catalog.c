@@ -18,6 +18,7 @@
 #include "commands/extension.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -71,7 +72,21 @@ extension_schema(void)
 	return schema;
 }
 
-/* The first thing that the tables lack, or NULL. */
+static Oid
+relation_owner(Oid relation)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
+	Oid			owner = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		ReleaseSysCache(tuple);
+	}
+	return owner;
+}
+
+/* The first thing that the tables lack, or NULL; and whose they are. */
 static const char *
 find_missing(Oid schema, Oid *owner)
 {
@@ -83,6 +98,7 @@ find_missing(Oid schema, Oid *owner)
 
 		if (!OidIsValid(relation))
 			return required[i].relation;
+		*owner = relation_owner(relation);
 		for (const char *const *column = required[i].columns; *column; column++)
 		{
 			if (get_attnum(relation, *column) == InvalidAttrNumber)
@@ -96,15 +112,6 @@ find_missing(Oid schema, Oid *owner)
 
 		if (column && get_attnum(patients, column) == InvalidAttrNumber)
 			return psprintf("patients.%s", column);
-	}
-	if (OidIsValid(patients))
-	{
-		HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(patients));
-
-		if (!HeapTupleIsValid(tuple))
-			return "patients";
-		*owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-		ReleaseSysCache(tuple);
 	}
 	return NULL;
 }
@@ -137,8 +144,11 @@ catalog_require_setup(Catalog *catalog)
 				(errcode(ERRCODE_CLINISYNC_CONFLICT),
 				 errmsg("the tables of clinisync lack %s", catalog->missing),
 				 errdetail("SETUP_REQUIRED"),
-				 errhint("As the tables' owner, run: SELECT %s.cliniko_setup();",
-						 catalog->schema)));
+				 OidIsValid(catalog->owner)
+				 ? errhint("Run: SELECT %s.cliniko_setup(%s);", catalog->schema,
+						   quote_literal_cstr(quote_identifier(GetUserNameFromId(catalog->owner,
+																				 false))))
+				 : errhint("Run: SELECT %s.cliniko_setup();", catalog->schema)));
 }
 
 /* A statement with the schema in the place of @schema@. */

@@ -88,7 +88,7 @@ static const struct
 		"See errors, and check the constraints and triggers that were added to patients.", false},
 	[CLINIKO_DATABASE_ERROR] = {
 		"DATABASE_ERROR", "The database could not store patients.",
-		"See the SQLSTATE in errors and the server's log; sync again.", true},
+		"Mend what the SQLSTATE tells of, and sync again.", true},
 	[CLINIKO_SYNC_CANCELLED] = {
 		"SYNC_CANCELLED", "The sync was cancelled.",
 		"What was stored stays; sync again at any time.", true},

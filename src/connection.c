@@ -92,6 +92,8 @@ connection_test(const ClinikoAccount *account, ConnectionReport *report)
 
 	report->latency_us = transfers[ASK_ALL_PATIENTS]->elapsed_us;
 	report->error = read_total(transfers[ASK_ALL_PATIENTS], &report->total_patients);
+	if (report->error == CLINIKO_NETWORK_ERROR)
+		report->reason = psprintf("%s.", transfers[ASK_ALL_PATIENTS]->reason);
 	if (report->error == CLINIKO_NO_ERROR)
 		report->error = read_total(transfers[ASK_ACTIVE_PATIENTS], &report->active_patients);
 	if (read_object(transfers[ASK_ACCOUNT], &object) && json_find(object, "account", &object))

@@ -17,6 +17,7 @@ typedef struct ConnectionReport
 	char	   *account_id;		/* NULL where the key's role may not see it */
 	char	   *account_name;
 	char	   *role;
+	char	   *reason;			/* what broke the connection, or NULL */
 	int64		latency_us;		/* of the answer that decided */
 } ConnectionReport;
 

@@ -346,7 +346,7 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 		if (report.error == CLINIKO_NO_ERROR)
 			answer_connected(&json, org, &report);
 		else
-			answer_failed(&json, org, report.error, NULL);
+			answer_failed(&json, org, report.error, report.reason);
 		add_string(&json, "api_url", account->api_url);
 		appendStringInfoString(&json, ", \"account\": ");
 		if (report.account_id)

@@ -202,9 +202,8 @@ organization_disconnect(const Catalog *catalog, const char *org)
 }
 
 /*
- * Insert a run, or find the one that is running. A concurrent call for the
- * same organisation waits here, on the index that allows one, for the other's
- * commit.
+ * Find the run that is running, or insert one. A concurrent call for the same
+ * organisation waits here, on the index that allows one, for the other's commit.
  */
 int64
 organization_start_run(const Catalog *catalog, const char *org, const char *operation_type,
@@ -219,6 +218,13 @@ organization_start_run(const Catalog *catalog, const char *org, const char *oper
 	add_text(&running, org);
 	for (;;)
 	{
+		*started = false;
+		if (execute_as_owner(catalog,
+							 "SELECT id, operation_type"
+							 "  FROM @schema@.sync_logs"
+							 " WHERE organization_id = $1 AND status = 'running'",
+							 &running, false) > 0)
+			break;
 		*started = execute_as_owner(catalog,
 									"INSERT INTO @schema@.sync_logs"
 									" (organization_id, operation_type, status, started_at, metadata)"
@@ -229,15 +235,12 @@ organization_start_run(const Catalog *catalog, const char *org, const char *oper
 									" ON CONFLICT (organization_id) WHERE status = 'running'"
 									" DO NOTHING"
 									" RETURNING id, operation_type", &inserted, false) == 1;
-		if (!*started && execute_as_owner(catalog,
-										  "SELECT id, operation_type"
-										  "  FROM @schema@.sync_logs"
-										  " WHERE organization_id = $1 AND status = 'running'",
-										  &running, false) == 0)
-			continue;			/* it ended in between */
-		*running_type = text_column(2);
-		return DatumGetInt64(column(1, &isnull));
+		if (*started)
+			break;
+		/* somebody else's is running now, or has ended in between */
 	}
+	*running_type = text_column(2);
+	return DatumGetInt64(column(1, &isnull));
 }
 
 /*
@@ -260,9 +263,13 @@ organization_cancel_run(const Catalog *catalog, const char *org)
 						 "UPDATE @schema@.sync_logs l"
 						 "   SET status = 'failed', completed_at = clock_timestamp(),"
 						 "       updated_at = clock_timestamp(), error_details = $3,"
-						 "       metadata = '{\"inserted\": 0, \"updated\": 0, \"unchanged\": 0,"
-						 "                    \"archived\": 0, \"deleted\": 0, \"restored\": 0,"
-						 "                    \"api_ms\": 0, \"database_ms\": 0}'::jsonb"
+						 "       metadata = jsonb_build_object("
+						 "           'inserted', 0, 'updated', 0, 'unchanged', 0, 'deleted', 0,"
+						 "           'archived', coalesce((checkpoint ->> 'archived')::bigint, 0),"
+						 "           'restored', coalesce((checkpoint ->> 'restored')::bigint, 0),"
+						 "           'api_ms', coalesce((checkpoint ->> 'api_us')::bigint / 1000, 0),"
+						 "           'database_ms',"
+						 "               coalesce((checkpoint ->> 'database_us')::bigint / 1000, 0))"
 						 "           || l.metadata - '{waiting_until,waiting_for,"
 						 "estimated_remaining}'::text[] || jsonb_build_object("
 						 "           'step', 'failed', 'error_type', $2,"

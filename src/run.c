@@ -14,9 +14,8 @@
 
 #include <math.h>
 
-#include "catalog/pg_type.h"
 #include "commands/async.h"
-#include "miscadmin.h"
+#include "pgtime.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/json.h"
@@ -246,11 +245,16 @@ append_span(StringInfo json, int64 seconds)
 static void
 append_time(StringInfo json, const char *key, TimestampTz moment)
 {
-	char		text[MAXDATELEN + 1];
-	int			utc = 0;
+	struct pg_tm tm;
+	fsec_t		fraction;
+	int			utc;
 
-	JsonEncodeDateTime(text, TimestampTzGetDatum(moment), TIMESTAMPTZOID, &utc);
-	appendStringInfo(json, ", \"%s\": \"%s\"", key, text);
+	/* as clinisync_utc() has it in SQL */
+	if (timestamp2tm(moment, &utc, &tm, &fraction, NULL, pg_tzset("UTC")) != 0)
+		elog(ERROR, "timestamp out of range");
+	appendStringInfo(json, ", \"%s\": \"%04d-%02d-%02dT%02d:%02d:%02d.%03dZ\"", key,
+					 tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec,
+					 (int) (fraction / 1000));
 }
 
 /* What a run that is under way says of itself beyond the counters. */

@@ -197,7 +197,7 @@ char *
 settings_contact_email_unset(void)
 {
 	return psprintf("clinisync.contact_email is not set, and Cliniko requires an address: "
-					"ALTER DATABASE %s SET clinisync.contact_email = 'you@clinic.example';",
+					"ALTER DATABASE %s SET clinisync.contact_email = 'you@clinic.example'.",
 					quote_identifier(database_name));
 }
 

@@ -126,14 +126,24 @@ static void
 wait_for_database(Sync *sync)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	Run		   *run = sync->run;
+	int			pause_ms = Min(FIRST_STORE_BACKOFF_MS << Min(sync->store_failures, 10),
+							   LONGEST_STORE_BACKOFF_MS);
 
-	if (!ending(sync) && now - sync->stored_at >= clinisync_retry_window * USECS_PER_SEC)
-		fail(sync, CLINIKO_DATABASE_ERROR, psprintf("SQLSTATE %s.", store_last_sqlstate()));
-	else
-		sync->store_at = TimestampTzPlusMilliseconds(now, Min(FIRST_STORE_BACKOFF_MS <<
-															  Min(sync->store_failures, 10),
-															  LONGEST_STORE_BACKOFF_MS));
 	sync->store_failures++;
+	sync->store_at = TimestampTzPlusMilliseconds(now, pause_ms);
+	if (ending(sync))
+		return;
+	if (now - sync->stored_at >= clinisync_retry_window * USECS_PER_SEC)
+	{
+		fail(sync, CLINIKO_DATABASE_ERROR, psprintf("SQLSTATE %s.", store_last_sqlstate()));
+		return;
+	}
+	/* the log may be writable even if the patients are not */
+	run->step = RUN_WAITING;
+	run->waiting_until = sync->store_at;
+	run->waiting_for = "the database";
+	(void) store_save_progress(run);
 }
 
 /* Draw the conclusion from how a transaction ended. Answers if it committed. */
@@ -309,7 +319,10 @@ send_request(Sync *sync)
 
 	if (now < allowed)
 	{
-		if (sync->page == NULL && allowed - now >= VISIBLE_PAUSE_MS * 1000)
+		/* while there is a page to store, that is what the run does */
+		if (sync->page != NULL)
+			return;
+		if (allowed - now >= VISIBLE_PAUSE_MS * 1000)
 			wait_until(sync, allowed, "the limit of clinisync.requests_per_minute");
 		else
 			sync->fetch_at = allowed;

@@ -538,7 +538,7 @@ work(Worker *worker)
 		{
 			if (retire(worker))
 				return;
-			worker->idle_since = 0;
+			worker->idle_since = GetCurrentTimestamp();
 		}
 
 		wait_for_events(worker, pause_ms(worker));

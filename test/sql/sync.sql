@@ -86,7 +86,8 @@ UPDATE cliniko_organizations SET sync_enabled = true;
 SELECT pg_temp.attempt($$ SELECT cliniko_sync_all('clinic') $$);
 SELECT count(*) FROM cliniko_sync_all_organizations();
 ALTER TABLE patients DROP COLUMN pronouns;
-SELECT pg_temp.attempt($$ SELECT cliniko_sync_all('clinic') $$);
+SELECT replace(pg_temp.attempt($$ SELECT cliniko_sync_all('clinic') $$),
+	quote_literal(quote_ident(current_user)), 'OWNER');
 ROLLBACK;
 SELECT count(*) FROM sync_logs;
 
