@@ -522,6 +522,7 @@ add_to_pass(Sync *sync, const ClinikoPage *page)
 static PageFit
 fit_within_second(Sync *sync, ClinikoPage *page)
 {
+	Run		   *run = sync->run;
 	ClinikoCursor *cursor = &sync->cursor;
 	int			received = page->nrecords;
 	int64		end = (int64) (cursor->page - 1) * sync->page_size + received;
@@ -533,6 +534,7 @@ fit_within_second(Sync *sync, ClinikoPage *page)
 	}
 	set_seen_aside(sync, page);
 	add_to_pass(sync, page);
+	run->found = Max(run->found, run_accounted(run) + page->nrecords);
 	if (page->total_entries == sync->pass_total && end < page->total_entries &&
 		received == sync->page_size)
 	{
