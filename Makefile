@@ -7,12 +7,12 @@ EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" clinisync.co
 # From the ground up: a file calls only files above it.
 OBJS = \
 	src/settings.o \
-	src/catalog.o \
 	src/secret.o \
 	src/json.o \
 	src/transport.o \
 	src/cliniko.o \
 	src/patient.o \
+	src/catalog.o \
 	src/run.o \
 	src/store.o \
 	src/organization.o \

@@ -180,8 +180,7 @@ run_fail(Run *run, ClinikoError error, const char *detail)
 void
 run_start_over(Run *run, ClinikoOrder order)
 {
-	memset(&run->state, 0, sizeof(run->state));
-	run->state.cursor.order = order;
+	run->state = (RunState) {.cursor.order = order, .percent = run->state.percent};
 	run->began_at = GetCurrentTimestamp();
 	run->began_with = 0;
 	run->found = -1;
@@ -205,7 +204,7 @@ run_update_percent(Run *run)
 	if (run->step == RUN_COMPLETED)
 		percent = 100;
 	percent = Min(floor(percent * 10) / 10, 100);
-	run->percent = Max(run->percent, percent);
+	run->state.percent = Max(run->state.percent, percent);
 }
 
 /* Tell who listens of a run, when the transaction commits. */
@@ -337,7 +336,7 @@ run_metadata(Run *run)
 	appendStringInfoString(&json, "{\"sync_type\": ");
 	escape_json(&json, run->operation_type);
 	appendStringInfo(&json, ", \"step\": \"%s\", \"progress_percent\": %.1f",
-					 steps[run->step], run->percent);
+					 steps[run->step], run->state.percent);
 	if (run->found >= 0)
 	{
 		int64		total_pages = (run->found + clinisync_page_size - 1) / clinisync_page_size;
@@ -391,7 +390,7 @@ run_checkpoint(const Run *run)
 			appendStringInfo(&json, ", \"%s\": \"" INT64_FORMAT "\"",
 							 counters[i].name, *counter(run, i));
 	}
-	appendStringInfo(&json, ", \"permille\": %.0f}", run->percent * 10);
+	appendStringInfo(&json, ", \"permille\": %.0f}", run->state.percent * 10);
 	return json.data;
 }
 
@@ -457,6 +456,6 @@ run_restore(Run *run, const char *checkpoint, const char *metadata)
 	}
 	for (int i = 0; i < lengthof(counters); i++)
 		*counter(run, i) = find_int64(object, counters[i].name, *counter(run, i));
-	run->percent = find_int64(object, "permille", 0) / 10.0;
+	run->state.percent = find_int64(object, "permille", 0) / 10.0;
 	run->began_with = run_accounted(run);
 }

@@ -39,6 +39,7 @@ typedef struct RunState
 	int64		failed;
 	int64		archived;		/* among all of the above */
 	int64		restored;		/* among updated: had been marked deleted */
+	double		percent;		/* never falls */
 } RunState;
 
 typedef struct Run
@@ -58,7 +59,6 @@ typedef struct Run
 	char	  **errors;			/* "Patient ID 123: …", at most RUN_MAX_ERRORS */
 
 	int64		found;			/* the size of the job; -1 until it is known */
-	double		percent;		/* never falls */
 	int64		requests;
 	int64		retries;
 	int64		rate_limited;

@@ -387,7 +387,7 @@ save_progress(const Catalog *catalog, void *arg)
 				(errcode(ERRCODE_CLINISYNC_GONE),
 				 errmsg("the run is no longer running")));
 
-	run_notify(run->organization_id, run->id, status, run->percent);
+	run_notify(run->organization_id, run->id, status, run->state.percent);
 }
 
 /* Commit what the run says of itself: a step, a wait, or its end. */

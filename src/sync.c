@@ -725,11 +725,10 @@ store_batch(Sync *sync)
 	run->step = RUN_STORING;
 	result = store_save_batch(run, page->records + sync->next_record, count, &cursor);
 	run->database_us += GetCurrentTimestamp() - start;
+	if (result != STORE_DONE)
+		run->state = before;	/* also what was noted above */
 	if (!conclude(sync, result))
-	{
-		run->state = before;
 		return;
-	}
 	sync->next_record += count;
 	if (page_done)
 	{
