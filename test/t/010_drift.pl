@@ -1,0 +1,114 @@
+# Patients who are archived, removed, edited and added while a run is between
+# two pages never cost anybody else: whoever was there throughout arrives.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use Clinisync;
+use Test::More;
+
+my $db = Clinisync->new('main');
+$db->set(page_size => 25);
+
+# Keep everything that a run ever says of its progress: while the size of the
+# job goes up and down, the percentage may not.
+$db->sql(
+	q(SELECT cliniko_setup();
+	  CREATE TABLE history AS SELECT 1 AS seq, * FROM sync_logs WITH NO DATA;
+	  ALTER TABLE history ALTER seq SET NOT NULL, ALTER seq ADD GENERATED ALWAYS AS IDENTITY;
+	  CREATE FUNCTION keep_history() RETURNS trigger LANGUAGE plpgsql AS
+	  'BEGIN INSERT INTO history OVERRIDING USER VALUE SELECT 0, NEW.*; RETURN NULL; END';
+	  CREATE TRIGGER keep_history AFTER UPDATE ON sync_logs
+		FOR EACH ROW EXECUTE FUNCTION keep_history();));
+
+# The ids at these places of a list of records.
+sub ids
+{
+	my ($records, @places) = @_;
+	return [ map { $_->{id} } @$records[@places] ];
+}
+
+for my $order (qw(honoured rejected ignored))
+{
+	# Given a clinic of 200 patients, of whom Cliniko has sent two pages when
+	# it is asked for the next,
+	my $org = "sort_$order";
+	my $account = $db->add_clinic($org, patients => 190, archived => 10, sort_by_id => $order);
+	my $held = 3;
+	my $before = $account->truth;
+
+	$account->gates($held);
+	$db->start($org);
+	$account->await_gate($held);
+
+	# when patients change who were fetched already, who are just being
+	# fetched, and who have yet to be fetched; those at the edges of pages
+	# above all,
+	my $removed = ids($before, 0, 24, 25, 26, 49, 50, 51, 74, 75, 99, 100, 120 .. 150, 199);
+	my $archived = ids($before, 2, 23, 27, 48, 52, 73, 76, 98, 101, 160, 198);
+	my $edited = ids($before, 3, 22, 28, 47, 53, 72, 77, 97, 102, 161, 197);
+	my $added = $account->mutate(
+		archive => $archived,
+		edit => $edited,
+		remove => $removed,
+		add => 30)->{added};
+	my $after = $account->truth;
+	my @stored = keys %{ $db->rows($org) };
+
+	# and more with every page that follows, of whom many at once,
+	$account->mutate(
+		generate_on_request => [
+			map {
+				{
+					request => $held + $_,
+					remove => ids($before, 170 + $_),
+					add => $_ == 4 ? 60 : 2,
+					edit => 1
+				}
+			} 1 .. 9
+		]);
+	$account->open_gate($held);
+	$db->wait_for_runs($org);
+
+	# then the run is complete, and everybody who was there throughout is in
+	# the table, also those who were there from the change on;
+	my $run = $db->newest_run($org);
+	is($run->{status}, 'completed', "$org: completed");
+	Clinisync::is_accounted_for($run, $run->{metadata}{patients_found}, $org);
+	my $rows = $db->rows($org);
+	my %now = map { $_->{id} => 1 } @{ $account->truth };
+	my @throughout = grep { $now{ $_->{id} } } @$after;
+	note(sprintf '%d patients were there throughout', scalar @throughout);
+	is_deeply([ grep { !$rows->{$_} } map { $_->{id} } @throughout ],
+		[], "$org: whoever was there throughout is in the table");
+	is_deeply([ grep { !$rows->{$_} } @$added ], [], "$org: so is who was added early");
+
+	# whoever was stored stays, also without being in Cliniko any more;
+	is_deeply([ grep { !$rows->{$_} } @stored ], [], "$org: no row vanished");
+
+	# and the next run brings every change.
+	$run = $db->sync($org);
+	my $truth = $account->truth;
+	is($run->{status}, 'completed', "$org, again: completed");
+	Clinisync::is_accounted_for($run, scalar @$truth, "$org, again");
+	$db->has_records($org, $truth, "$org, again: every field of every patient");
+}
+
+is( $db->sql(
+		q(SELECT count(*) FROM (
+			SELECT (metadata ->> 'progress_percent')::float8 AS percent,
+				max((metadata ->> 'progress_percent')::float8)
+					OVER (PARTITION BY id ORDER BY seq ROWS UNBOUNDED PRECEDING) AS highest
+			FROM history) steps WHERE percent < highest)),
+	0, 'the percentage never fell');
+cmp_ok($db->sql('SELECT count(*) FROM history'), '>', 60, 'however often it was told');
+is( $db->sql(
+		q(SELECT count(*) FROM history
+		   WHERE records_success + records_failed > records_processed
+			  OR records_processed <> coalesce((metadata ->> 'patients_found')::bigint, 0))),
+	0, 'and no counter contradicted another');
+
+$db->finish;
