@@ -14,6 +14,7 @@ OBJS = \
 	src/patient.o \
 	src/catalog.o \
 	src/run.o \
+	src/enumeration.o \
 	src/store.o \
 	src/organization.o \
 	src/connection.o \

@@ -18,11 +18,6 @@
  * Storing takes one batch of the page a turn, so that no run holds up another.
  * A run that has completed or failed is "ending" until that is committed.
  *
- * The enumeration is believed complete when a page says that nothing follows
- * and the numbers agree with what the page before it said; where they do not,
- * because patients came and went, one more request must come back empty. See
- * fit_by_id() and, for the other order, fit_by_creation().
- *
  * Memory: a Sync and all it points to live in its run's context.
  */
 #include "postgres.h"
@@ -38,6 +33,7 @@
 
 #include "cliniko.h"
 #include "clinisync.h"
+#include "enumeration.h"
 #include "run.h"
 #include "store.h"
 #include "sync.h"
@@ -68,22 +64,15 @@ struct Sync
 	Transport  *transport;
 
 	FetchState	fetch;
-	ClinikoCursor cursor;		/* what the next request asks for */
+	Enumeration list;			/* what the next request asks for */
 	Transfer   *transfer;		/* while UNDER_WAY or ANSWERED */
 	TimestampTz fetch_at;		/* while DUE: not before this */
 	int			failures;		/* in a row */
 	int			disorders;		/* pages whose ids did not rise */
-	int			page_size;		/* the setting when the run was taken up */
 	TimestampTz progress_at;	/* when Cliniko last gave a page */
-
-	int64	   *pass;			/* the patients of a pass through one second */
-	int			npass;
-	int			pass_size;		/* allocated */
-	int64		pass_total;		/* how many there should be */
 
 	ClinikoPage *page;			/* being stored, or NULL */
 	int			next_record;
-	ClinikoCursor page_end;		/* the cursor behind the page */
 	TimestampTz store_at;		/* not before this */
 	TimestampTz stored_at;		/* when a transaction last committed */
 	int			store_failures;	/* since then */
@@ -227,9 +216,8 @@ sync_begin(MemoryContext parent, const StoreRunKey *key, Transport *transport,
 	sync = palloc0(sizeof(Sync));
 	sync->run = run;
 	sync->transport = transport;
-	sync->cursor = run->state.cursor;
+	enumeration_begin(&sync->list, run, clinisync_page_size);
 	sync->progress_at = sync->stored_at = run->began_at = GetCurrentTimestamp();
-	sync->page_size = clinisync_page_size;
 	sync->sent_size = clinisync_requests_per_minute;
 	if (sync->sent_size > 0)
 		sync->sent = palloc0(sizeof(TimestampTz) * sync->sent_size);
@@ -333,7 +321,7 @@ send_request(Sync *sync)
 		sync->sent[sync->sent_next] = now;
 		sync->sent_next = (sync->sent_next + 1) % sync->sent_size;
 	}
-	url = cliniko_patients_url(sync->account, &sync->cursor, sync->page_size);
+	url = cliniko_patients_url(sync->account, &sync->list.cursor, sync->list.page_size);
 	sync->transfer = cliniko_get(sync->transport, sync->account, url, sync);
 	sync->fetch = FETCH_UNDER_WAY;
 	pfree(url);
@@ -368,229 +356,21 @@ try_again(Sync *sync, ClinikoError error, long wait_ms, const char *detail)
 			   : "Cliniko to answer again");
 }
 
-/* Cliniko does not honour sort=id: enumerate in the other order. */
+/* Cliniko does not honour sort=id. */
 static void
-start_over_by_creation(Sync *sync)
+start_over(Sync *sync)
 {
-	run_start_over(sync->run, CLINIKO_BY_CREATION);
-	sync->cursor = sync->run->state.cursor;
+	enumeration_start_over(&sync->list);
 	sync->fetch = FETCH_DUE;
 	sync->fetch_at = 0;
-}
-
-/* Whether the ids rise strictly; by id, that is what "nobody is missed" means. */
-static bool
-ids_rise(const ClinikoPage *page, int64 after_id)
-{
-	for (int i = 0; i < page->nrecords; i++)
-	{
-		if (page->records[i].id == 0)
-			continue;			/* unusable; it will be counted as failed */
-		if (page->records[i].id <= after_id)
-			return false;
-		after_id = page->records[i].id;
-	}
-	return true;
-}
-
-/* The last usable id of a page, or the one before the page. */
-static int64
-last_id(const ClinikoPage *page, int64 before)
-{
-	for (int i = page->nrecords - 1; i >= 0; i--)
-	{
-		if (page->records[i].id > 0)
-			return page->records[i].id;
-	}
-	return before;
-}
-
-/* Whether created_at never falls, which enumerating by it needs. */
-static bool
-creation_rises(const ClinikoPage *page, const char *since)
-{
-	for (int i = 0; i < page->nrecords; i++)
-	{
-		if (page->records[i].created_at[0] == '\0' ||
-			strcmp(page->records[i].created_at, since) < 0)
-			return false;
-		since = page->records[i].created_at;
-	}
-	return true;
-}
-
-/* Whether a page names a patient twice, and so perhaps another one not at all. */
-static bool
-has_duplicates(const ClinikoPage *page)
-{
-	for (int i = 1; i < page->nrecords; i++)
-	{
-		for (int k = 0; k < i; k++)
-		{
-			if (page->records[i].id > 0 && page->records[i].id == page->records[k].id)
-				return true;
-		}
-	}
-	return false;
-}
-
-/*
- * Move what has been counted already behind a page's end; forget_seen() still
- * looks at it there. A record without a usable id counts where it is new in
- * time.
- */
-static void
-set_seen_aside(Sync *sync, ClinikoPage *page)
-{
-	int			kept = 0;
-
-	for (int i = 0; i < page->nrecords; i++)
-	{
-		ClinikoRecord record = page->records[i];
-		bool		seen = record.id == 0
-			? strcmp(record.created_at, sync->cursor.since) == 0
-			: run_has_seen(sync->run, record.id);
-
-		if (!seen)
-		{
-			page->records[i] = page->records[kept];
-			page->records[kept++] = record;
-		}
-	}
-	page->nseen = page->nrecords - kept;
-	page->nrecords = kept;
-}
-
-/* How a page fits into the enumeration. */
-typedef enum PageFit
-{
-	PAGE_MORE,					/* the cursor has moved behind it */
-	PAGE_LAST,					/* nothing follows */
-	PAGE_CONTRADICTION			/* it cannot be what was asked for */
-} PageFit;
-
-/* By id: every page begins behind the last id, and ids rise strictly. */
-static PageFit
-fit_by_id(Sync *sync, ClinikoPage *page)
-{
-	Run		   *run = sync->run;
-	ClinikoCursor *cursor = &sync->cursor;
-	int64		last = last_id(page, cursor->after_id);
-	int64		found = run_accounted(run) + Max(page->total_entries, page->nrecords);
-	bool		agrees = run->found < 0 || run->found == found || page->nrecords == 0;
-
-	if (!ids_rise(page, cursor->after_id))
-		return PAGE_CONTRADICTION;
-	if (page->nrecords > 0 ? last == cursor->after_id
-		: page->total_entries > 0 || page->has_next)
-		return PAGE_CONTRADICTION;
-	cursor->after_id = last;
-	run->found = found;
-	return page->nrecords == page->total_entries && !page->has_next && agrees
-		? PAGE_LAST : PAGE_MORE;
-}
-
-/* Count the patients of the pass through one second that were not in it yet. */
-static void
-add_to_pass(Sync *sync, const ClinikoPage *page)
-{
-	for (int i = 0; i < page->nrecords + page->nseen; i++)
-	{
-		bool		known = false;
-
-		for (int k = 0; k < sync->npass && !known; k++)
-			known = sync->pass[k] == page->records[i].id;
-		if (known)
-			continue;
-		if (sync->npass == sync->pass_size)
-		{
-			sync->pass_size = Max(sync->pass_size * 2, 256);
-			sync->pass = sync->pass
-				? repalloc(sync->pass, sizeof(int64) * sync->pass_size)
-				: MemoryContextAlloc(sync->run->context, sizeof(int64) * sync->pass_size);
-		}
-		sync->pass[sync->npass++] = page->records[i].id;
-	}
-}
-
-/*
- * By creation, within one second that fills more than a page: only page
- * numbers lead through it, so a whole pass must agree with itself. Every page
- * must name the same total, and the pass have that many different patients;
- * else it is made again.
- */
-static PageFit
-fit_within_second(Sync *sync, ClinikoPage *page)
-{
-	Run		   *run = sync->run;
-	ClinikoCursor *cursor = &sync->cursor;
-	int			received = page->nrecords;
-	int64		end = (int64) (cursor->page - 1) * sync->page_size + received;
-
-	if (cursor->page == 1)
-	{
-		sync->npass = 0;
-		sync->pass_total = page->total_entries;
-	}
-	set_seen_aside(sync, page);
-	add_to_pass(sync, page);
-	run->found = Max(run->found, run_accounted(run) + page->nrecords);
-	if (page->total_entries == sync->pass_total && end < page->total_entries &&
-		received == sync->page_size)
-	{
-		cursor->page++;
-		return PAGE_MORE;
-	}
-	cursor->page = 1;
-	if (page->total_entries != sync->pass_total || end != page->total_entries ||
-		sync->npass != page->total_entries)
-		return PAGE_CONTRADICTION;
-	cursor->page = 0;
-	cursor->beyond = true;
-	return PAGE_MORE;
-}
-
-/*
- * By creation: a page begins with what was created since the cursor, so what
- * it shows of that very second may have been seen. Nothing follows a page only
- * if it shows, all by itself, as many patients as it says there are.
- */
-static PageFit
-fit_by_creation(Sync *sync, ClinikoPage *page)
-{
-	Run		   *run = sync->run;
-	ClinikoCursor *cursor = &sync->cursor;
-	int			received = page->nrecords;
-	const char *last;
-
-	if (!creation_rises(page, cursor->since) || has_duplicates(page))
-		return PAGE_CONTRADICTION;
-	if (cursor->page > 0)
-		return fit_within_second(sync, page);
-	if (received < sync->page_size && (received != page->total_entries || page->has_next))
-		return PAGE_CONTRADICTION;
-
-	last = received > 0 ? pstrdup(page->records[received - 1].created_at) : "";
-	set_seen_aside(sync, page);
-	run->found = run_accounted(run) + Max(page->total_entries - page->nseen, page->nrecords);
-	if (received == page->total_entries && !page->has_next)
-		return PAGE_LAST;
-	if (strcmp(last, cursor->since) > 0)
-	{
-		strlcpy(cursor->since, last, CLINIKO_TIME_SIZE);
-		cursor->beyond = false;
-	}
-	else
-		cursor->page = 1;
-	return PAGE_MORE;
 }
 
 /* Take up a page, unless it contradicts what is known. */
 static void
 take_page(Sync *sync, ClinikoPage *page)
 {
-	bool		by_id = sync->cursor.order == CLINIKO_BY_ID;
-	PageFit		fit = by_id ? fit_by_id(sync, page) : fit_by_creation(sync, page);
+	bool		by_id = sync->list.cursor.order == CLINIKO_BY_ID;
+	PageFit		fit = enumeration_take(&sync->list, page);
 
 	if (fit == PAGE_CONTRADICTION)
 	{
@@ -598,7 +378,7 @@ take_page(Sync *sync, ClinikoPage *page)
 
 		cliniko_free_page(page);
 		if (disorder && sync->disorders++ > 0)
-			start_over_by_creation(sync);
+			start_over(sync);
 		else
 			try_again(sync, CLINIKO_INCOMPLETE_ENUMERATION, 0, NULL);
 		return;
@@ -612,7 +392,6 @@ take_page(Sync *sync, ClinikoPage *page)
 	}
 	sync->page = page;
 	sync->next_record = 0;
-	sync->page_end = sync->cursor;
 }
 
 /* Make something of an answer. */
@@ -647,8 +426,8 @@ take_answer(Sync *sync)
 		take_page(sync, page);
 	else if (verdict.passing)
 		try_again(sync, verdict.error, verdict.wait_ms, detail);
-	else if (verdict.error == CLINIKO_BAD_REQUEST && sync->cursor.order == CLINIKO_BY_ID)
-		start_over_by_creation(sync);	/* "Sort parameter must be a valid column name" */
+	else if (verdict.error == CLINIKO_BAD_REQUEST && sync->list.cursor.order == CLINIKO_BY_ID)
+		start_over(sync);	/* "Sort parameter must be a valid column name" */
 	else
 		fail(sync, verdict.error, detail);
 }
@@ -672,35 +451,6 @@ batch_size(const Run *run)
 	return Max(clinisync_batch_size, (int) Min(run->found / 10, INT_MAX));
 }
 
-/* By creation: note what is stored, since the next page may show it again. */
-static void
-note_seen(Sync *sync, int first, int count)
-{
-	for (int i = first; i < first + count; i++)
-	{
-		if (sync->page->records[i].id > 0)
-			run_add_seen(sync->run, sync->page->records[i].id);
-	}
-}
-
-/*
- * By creation: once the cursor has moved on in time, only what was created in
- * its very second can show again.
- */
-static void
-forget_seen(Sync *sync)
-{
-	ClinikoPage *page = sync->page;
-
-	sync->run->state.nseen = 0;
-	for (int i = 0; i < page->nrecords + page->nseen; i++)
-	{
-		if (page->records[i].id > 0 &&
-			strcmp(page->records[i].created_at, sync->page_end.since) == 0)
-			run_add_seen(sync->run, page->records[i].id);
-	}
-}
-
 /* Store the next batch of the page. */
 static void
 store_batch(Sync *sync)
@@ -709,18 +459,11 @@ store_batch(Sync *sync)
 	ClinikoPage *page = sync->page;
 	int			count = Min(batch_size(run), page->nrecords - sync->next_record);
 	bool		page_done = sync->next_record + count == page->nrecords;
-	ClinikoCursor cursor = page_done ? sync->page_end : run->state.cursor;
 	RunState	before = run->state;
 	TimestampTz start = GetCurrentTimestamp();
+	ClinikoCursor cursor = enumeration_pass(&sync->list, page, sync->next_record, count);
 	StoreResult result;
 
-	if (cursor.order == CLINIKO_BY_ID)
-	{
-		for (int i = sync->next_record + count - 1; !page_done && i >= sync->next_record; i--)
-			cursor.after_id = Max(cursor.after_id, page->records[i].id);
-	}
-	else
-		note_seen(sync, sync->next_record, count);
 	run->state.pages += page_done;
 	run->step = RUN_STORING;
 	result = store_save_batch(run, page->records + sync->next_record, count, &cursor);
@@ -732,8 +475,7 @@ store_batch(Sync *sync)
 	sync->next_record += count;
 	if (page_done)
 	{
-		if (strcmp(before.cursor.since, cursor.since) != 0)
-			forget_seen(sync);
+		enumeration_forget(&sync->list, page, &before.cursor);
 		cliniko_free_page(page);
 		sync->page = NULL;
 	}
