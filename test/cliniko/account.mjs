@@ -28,7 +28,7 @@ const DEFAULTS = {
   seed: 1,
   strict: true,
   gzip: true,
-  warm: false,
+  warm: true,
 };
 
 const CHOICES = {

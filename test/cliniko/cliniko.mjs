@@ -27,9 +27,9 @@ A first clinic, and its first patient:
 Account options (PUT /control/accounts/KEY): patients, archived, merged, latency_ms,
   ids (snowflake|old|mixed), absent (null|empty|missing|mixed), sort_by_id (honoured|rejected|ignored),
   rate_limit, rate_window_ms, role, seed, strict (false: header rules are not checked),
-  gzip (false: never compress), warm (true: serialise every patient before answering).
-  A page of 100 costs two to four milliseconds the first time, one or two once its patients are
-  serialised (warm), and a fraction of one, compressed, when the same URL is asked again.
+  gzip (false: never compress), warm (false: do not serialise every patient at creation).
+  A page of 100 costs one or two milliseconds, two to four where its patients are not
+  serialised yet, and a fraction of one, compressed, when the same URL is asked again.
 `;
 
 /** Starts a simulator on a loopback port (0: any free one): {url, close()}. */
