@@ -424,62 +424,60 @@ typedef struct Change
 {
 	int64		id;
 	int64		hash;
-	bool		known;			/* there is a row with another hash */
+	bool		known;			/* there is a row already */
 	bool		restored;		/* that row was marked as deleted */
 	PatientRow	row;
 } Change;
 
 /*
- * Tell which records changed: those whose hash the table does not have. The
- * ids are looked up one by one, each a probe of the unique index. Asked for
- * "= ANY", the planner would choose between that and reading the organisation
- * whole, by what it believes of a table that may never have been analysed.
- * OFFSET 0 keeps it from making a join of it.
+ * Look up what the table has of a batch's records: one row for each, in their
+ * order. Each is a probe of the unique index. Asked for "= ANY" instead, the
+ * planner would choose between that and reading the organisation whole, by
+ * what it believes of a table that may never have been analysed. OFFSET 0
+ * keeps it from making another kind of join of it.
  */
+static void
+look_up(const Catalog *catalog, BatchArg *batch)
+{
+	static Statement statement;
+	Oid			types[] = {TEXTOID, INT8ARRAYOID};
+	Datum	   *ids = palloc(sizeof(Datum) * Max(batch->nrecords, 1));
+	Datum		values[2];
+
+	for (int i = 0; i < batch->nrecords; i++)
+		ids[i] = Int64GetDatum(batch->records[i].id);
+	values[0] = CStringGetTextDatum(batch->run->organization_id);
+	values[1] = PointerGetDatum(construct_array(ids, batch->nrecords, INT8OID, sizeof(int64),
+												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	prepare(&statement, catalog,
+			"SELECT p.cliniko_patient_id IS NOT NULL AS known,"
+			"       coalesce(p.deleted, false), coalesce(p.comparable, false), p.record_hash"
+			"  FROM unnest($2) WITH ORDINALITY AS wanted (id, place)"
+			"  LEFT JOIN LATERAL"
+			"       (SELECT cliniko_patient_id, record_hash, deleted_at IS NOT NULL AS deleted,"
+			"               record_hash IS NOT NULL AND deleted_at IS NULL"
+			"               AND missing_sync_id IS NULL AS comparable"
+			"          FROM @schema@.patients"
+			"         WHERE organization_id = $1 AND cliniko_patient_id = wanted.id"
+			"        OFFSET 0) p ON true"
+			" ORDER BY wanted.place", 2, types);
+	execute(&statement, values, NULL, SPI_OK_SELECT);
+}
+
+/* Count the records that are as the table has them, and read those that are not. */
 static int
 find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 {
-	static Statement statement;
 	Run		   *run = batch->run;
-	Oid			types[] = {TEXTOID, INT8ARRAYOID};
-	Datum	   *ids = palloc(sizeof(Datum) * batch->nrecords);
-	Datum		values[2];
-	int			nids = 0;
 	int			nchanges = 0;
-	int64	   *known_ids;
-	uint64		nknown;
+	bool		isnull;
 
-	for (int i = 0; i < batch->nrecords; i++)
-	{
-		if (batch->records[i].id > 0)
-			ids[nids++] = Int64GetDatum(batch->records[i].id);
-	}
-	values[0] = CStringGetTextDatum(run->organization_id);
-	values[1] = PointerGetDatum(construct_array(ids, nids, INT8OID, sizeof(int64),
-												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	prepare(&statement, catalog,
-			"SELECT p.*"
-			"  FROM unnest($2) AS wanted (id),"
-			"       LATERAL (SELECT cliniko_patient_id, record_hash,"
-			"                       deleted_at IS NOT NULL, missing_sync_id IS NOT NULL"
-			"                  FROM @schema@.patients"
-			"                 WHERE organization_id = $1 AND cliniko_patient_id = wanted.id"
-			"                OFFSET 0) p", 2, types);
-	execute(&statement, values, NULL, SPI_OK_SELECT);
-
-	nknown = SPI_processed;
-	known_ids = palloc(sizeof(int64) * Max(nknown, 1));
-	for (uint64 k = 0; k < nknown; k++)
-	{
-		bool		isnull;
-
-		known_ids[k] = DatumGetInt64(column(k, 1, &isnull));
-	}
-
+	look_up(catalog, batch);
 	for (int i = 0; i < batch->nrecords; i++)
 	{
 		ClinikoRecord *record = &batch->records[i];
 		Change	   *change = &changes[nchanges];
+		bool		comparable = DatumGetBool(column(i, 3, &isnull));
 
 		if (record->id == 0)
 		{
@@ -487,28 +485,12 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 			run_add_error(run, "A patient without a usable id");
 			continue;
 		}
+		run->state.archived += record->archived;
 		change->id = record->id;
 		change->hash = patient_hash(record->json);
-		change->known = change->restored = false;
-		for (uint64 k = 0; k < nknown; k++)
-		{
-			bool		no_hash;
-			bool		missing;
-			bool		isnull;
-			int64		hash;
-
-			if (known_ids[k] != record->id)
-				continue;
-			hash = DatumGetInt64(column(k, 2, &no_hash));
-			change->restored = DatumGetBool(column(k, 3, &isnull));
-			missing = DatumGetBool(column(k, 4, &isnull));
-			change->known = true;
-			if (!no_hash && hash == change->hash && !change->restored && !missing)
-				change = NULL;
-			break;
-		}
-		run->state.archived += record->archived;
-		if (change == NULL)
+		change->known = DatumGetBool(column(i, 1, &isnull));
+		change->restored = DatumGetBool(column(i, 2, &isnull));
+		if (comparable && DatumGetInt64(column(i, 4, &isnull)) == change->hash)
 		{
 			run->state.unchanged++;
 			continue;
