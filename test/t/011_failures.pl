@@ -27,7 +27,6 @@ my %faults = (
 	timed_out => [ { kind => 'status', status => 504 }, 'CLINIKO_UNAVAILABLE', 1 ],
 	reset => [ { kind => 'reset_before_headers' }, 'NETWORK_ERROR', 1 ],
 	torn => [ { kind => 'reset_mid_body' }, 'NETWORK_ERROR', 1 ],
-	stalled => [ { kind => 'stall' }, 'NETWORK_ERROR', 1 ],
 	truncated => [ { kind => 'truncated_json' }, 'CLINIKO_UNAVAILABLE', 1 ],
 	html => [ { kind => 'html' }, 'CLINIKO_UNAVAILABLE', 1 ],
 	not_a_page => [ { kind => 'empty_object' }, 'CLINIKO_UNAVAILABLE', 1 ],
@@ -40,10 +39,9 @@ my @passing = grep { $faults{$_}[2] } @orgs;
 my $db = Clinisync->new('main');
 $db->set(
 	page_size => 20,
-	request_timeout => '300ms',
 	max_response_size => '2MB',
-	# as short as it can be, so that what is retried fails within the test
-	retry_window => '1s');
+	# short, so that what is retried for ever fails within the test
+	retry_window => '2s');
 
 # Run a sync of every clinic to its end; answers the runs, each with how many
 # rows the clinic has then and what cliniko_status() says.
@@ -121,7 +119,7 @@ is($runs->{$_}{metadata}{rate_limited}, 1, "$_ once: rate_limited")
 
 # When it happens to the first request already, then nothing that is in the
 # table is lost.
-$db->set(retry_window => '1s');
+$db->set(retry_window => '2s');
 for my $org (@orgs)
 {
 	$accounts{$org}->reset;
@@ -138,5 +136,22 @@ for my $org (@orgs)
 	is($run->{cliniko_status}{patient_counts}{synced_to_database},
 		50, "$org from the start: nor does the status say so");
 }
+
+# Given an answer that stops in its middle, when that lasts for longer than a
+# request may take, then the request has failed like any other.
+$db->set(request_timeout => '1s', retry_window => 0);
+my $stalled = $db->add_clinic('stalled', patients => 50);
+$stalled->faults({ kind => 'stall', request => 3 });
+my $run = $db->sync('stalled');
+is_deeply(
+	[ $run->{status}, $run->{metadata}{error_type}, $run->{records_success} ],
+	[ 'failed', 'NETWORK_ERROR', 40 ],
+	'stalled: failed');
+$db->set(retry_window => '1h');
+$stalled->reset;
+$stalled->faults({ kind => 'stall', request => 3 });
+$run = $db->sync('stalled');
+is_deeply([ $run->{status}, $run->{metadata}{retries} ], [ 'completed', 1 ], 'stalled once: completed');
+$db->is_copy_of('stalled', $stalled, 'stalled once');
 
 $db->finish;
