@@ -54,7 +54,7 @@ $(OBJS): $(wildcard src/*.h)
 $(DATA_built): sql/clinisync.sql clinisync.control
 	cp $< $@
 
-test demo:
+test demo bench:
 	@test/run $@
 
 lint:
@@ -66,7 +66,8 @@ help:
 	@echo 'make installcheck  run the SQL tests against the running server that PGHOST and PGPORT name'
 	@echo 'make demo          watch 648 patients arrive in a throwaway database'
 	@echo 'make test          run every test in throwaway databases'
+	@echo 'make bench         measure speed and memory in a throwaway database'
 	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean test demo lint help
+.PHONY: all install installcheck clean test demo bench lint help
