@@ -330,22 +330,19 @@ read_record(JsonText element, ClinikoRecord *record)
 	}
 }
 
-/* Note the records of a list; there are seldom more than were asked for. */
+/* Note the records of the list that comes next. */
 static void
-read_records(JsonText list, ClinikoPage *page)
+read_records(JsonReader *reader, ClinikoPage *page)
 {
-	JsonWalk	walk;
 	JsonText	element;
-	int			size = Max(clinisync_page_size, 1);
 
-	page->records = palloc(sizeof(ClinikoRecord) * size);
-	json_walk(list, &walk);
-	while (json_next_element(&walk, &element))
+	json_enter(reader, '[');
+	while (json_read_element(reader, &element))
 	{
-		if (page->nrecords == size)
+		if (page->nrecords == page->size)
 		{
-			size *= 2;
-			page->records = repalloc_huge(page->records, sizeof(ClinikoRecord) * size);
+			page->size *= 2;
+			page->records = repalloc_huge(page->records, sizeof(ClinikoRecord) * page->size);
 		}
 		read_record(element, &page->records[page->nrecords++]);
 	}
@@ -359,38 +356,41 @@ read_records(JsonText list, ClinikoPage *page)
 ClinikoPage *
 cliniko_parse_page(MemoryContext context, Transfer *transfer)
 {
-	MemoryContext old_context;
-	ClinikoPage *page;
-	JsonText	root;
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	ClinikoPage *page = palloc0(sizeof(ClinikoPage));
+	JsonReader	reader;
 	JsonText	key;
 	JsonText	value;
-	JsonText	list = {0};
-	JsonText	links = {0};
-	int64		total_entries = -1;
-	JsonWalk	walk;
+	bool		has_list = false;
 
-	if (!json_check(transfer->body, transfer->body_len, &root) || !json_is_object(root))
-		return NULL;
-	json_walk(root, &walk);
-	while (json_next_member(&walk, &key, &value))
+	page->total_entries = -1;
+	page->size = Max(clinisync_page_size, 1);
+	page->records = palloc(sizeof(ClinikoRecord) * page->size);
+	json_read(&reader, transfer->body, transfer->body_len);
+	json_enter(&reader, '{');
+	while (json_read_key(&reader, &key))
 	{
-		if (json_equals(key, "patients"))
-			list = value;
+		if (json_equals(key, "patients") && !has_list)
+		{
+			read_records(&reader, page);
+			has_list = true;
+			continue;
+		}
+		json_read_value(&reader, &value);
+		if (value.len == 0)
+			continue;			/* not well-formed: there is nothing left to read */
+		if (json_equals(key, "total_entries") && !json_int64(value, &page->total_entries))
+			page->total_entries = -1;
 		else if (json_equals(key, "links"))
-			links = value;
-		else if (json_equals(key, "total_entries") && !json_int64(value, &total_entries))
-			return NULL;
+			page->has_next = json_find(value, "next", &value) && json_is_string(value);
 	}
-	if (total_entries < 0 || list.len == 0 || !json_is_array(list))
-		return NULL;
-
-	old_context = MemoryContextSwitchTo(context);
-	page = palloc0(sizeof(ClinikoPage));
-	page->total_entries = total_entries;
-	page->has_next = links.len > 0 && json_find(links, "next", &value) && json_is_string(value);
-	read_records(list, page);
-	page->body = transfer_take_body(transfer);
 	MemoryContextSwitchTo(old_context);
+	if (!json_read_end(&reader) || !has_list || page->total_entries < 0)
+	{
+		cliniko_free_page(page);
+		return NULL;
+	}
+	page->body = transfer_take_body(transfer);
 	return page;
 }
 

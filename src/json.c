@@ -2,10 +2,10 @@
  * json.c
  *		Read JSON in place.
  *
- * A text is checked once, as a whole, by json_check(): after that a value is
- * a pair of pointers into it, and walking through an object or an array only
- * has to find the ends of values. Nothing is copied or allocated until a value
- * is wanted in another form.
+ * A text is checked once, by json_check() as a whole or by a JsonReader on the
+ * way: after that a value is a pair of pointers into it, and walking through an
+ * object or an array only has to find the ends of values. Nothing is copied or
+ * allocated until a value is wanted in another form.
  *
  * Why not jsonb_in: making jsonb of a page sorts, copies and aligns everything
  * in it, which costs more than storing the patients, and most of a page is
@@ -166,21 +166,112 @@ check_value(const char *at, const char *end, int depth)
 	}
 }
 
+/*
+ * Reading: finding values in a text that is checked on the way, which spares a
+ * large one a second look. What is not well-formed ends all reading; only
+ * json_read_end() tells.
+ */
+
+/* Begin to read a text, which must be UTF-8. */
+void
+json_read(JsonReader *reader, const char *text, size_t len)
+{
+	bool		valid = text != NULL && len <= INT_MAX && pg_verify_mbstr(PG_UTF8, text, len, true);
+
+	reader->at = valid ? skip_blanks(text, text + len) : NULL;
+	reader->end = text + len;
+	reader->first = true;
+}
+
+/* Move past a character that has to come next. */
+static void
+expect(JsonReader *reader, char character)
+{
+	if (reader->at == NULL || reader->at >= reader->end || *reader->at != character)
+		reader->at = NULL;
+	else
+		reader->at = skip_blanks(reader->at + 1, reader->end);
+}
+
+/* Go into the object or array that has to come next. */
+void
+json_enter(JsonReader *reader, char bracket)
+{
+	expect(reader, bracket);
+	reader->first = true;
+}
+
+/* Whether something is left in this object or array; if not, leave it. */
+static bool
+has_more(JsonReader *reader, char closing)
+{
+	bool		first = reader->first;
+
+	reader->first = false;
+	if (reader->at == NULL || reader->at >= reader->end)
+	{
+		reader->at = NULL;
+		return false;
+	}
+	if (*reader->at == closing)
+	{
+		expect(reader, closing);
+		return false;
+	}
+	if (!first)
+		expect(reader, ',');
+	return reader->at != NULL;
+}
+
+/* The value that has to come next. */
+void
+json_read_value(JsonReader *reader, JsonText *value)
+{
+	const char *end = reader->at ? check_value(reader->at, reader->end, 0) : NULL;
+
+	*value = (JsonText) {reader->at, end ? end - reader->at : 0};
+	reader->at = end ? skip_blanks(end, reader->end) : NULL;
+}
+
+/* The next key of the object entered last; its value has to be read next. */
+bool
+json_read_key(JsonReader *reader, JsonText *key)
+{
+	if (!has_more(reader, '}'))
+		return false;
+	json_read_value(reader, key);
+	if (reader->at != NULL && !json_is_string(*key))
+		reader->at = NULL;
+	expect(reader, ':');
+	return reader->at != NULL;
+}
+
+/* The next element of the array entered last. */
+bool
+json_read_element(JsonReader *reader, JsonText *value)
+{
+	if (!has_more(reader, ']'))
+		return false;
+	json_read_value(reader, value);
+	return reader->at != NULL;
+}
+
+/* Whether all of the text was read, and was well-formed. */
+bool
+json_read_end(JsonReader *reader)
+{
+	return reader->at != NULL && reader->at == reader->end;
+}
+
 /* Check that a text is JSON in UTF-8, and find the value in it. */
 bool
 json_check(const char *text, size_t len, JsonText *value)
 {
-	const char *end = text + len;
-	const char *at;
+	JsonReader	reader;
 
-	if (text == NULL || len > INT_MAX || !pg_verify_mbstr(PG_UTF8, text, len, true))
-		return false;
-	value->at = skip_blanks(text, end);
-	at = check_value(value->at, end, 0);
-	if (at == NULL || skip_blanks(at, end) != end)
-		return false;
-	value->len = at - value->at;
-	return true;
+	json_read(&reader, text, len);
+	json_read_value(&reader, value);
+	return json_read_end(&reader);
 }
 
 /*

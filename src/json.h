@@ -23,7 +23,22 @@ typedef struct JsonWalk
 	const char *end;
 } JsonWalk;
 
+/* Where the reading of a text is that is checked on the way. */
+typedef struct JsonReader
+{
+	const char *at;				/* NULL once something was not well-formed */
+	const char *end;
+	bool		first;			/* nothing was read in this object or array yet */
+} JsonReader;
+
 extern bool json_check(const char *text, size_t len, JsonText *value);
+extern void json_read(JsonReader *reader, const char *text, size_t len);
+extern void json_enter(JsonReader *reader, char bracket);
+extern bool json_read_key(JsonReader *reader, JsonText *key);
+extern bool json_read_element(JsonReader *reader, JsonText *value);
+extern void json_read_value(JsonReader *reader, JsonText *value);
+extern bool json_read_end(JsonReader *reader);
+
 extern bool json_is_object(JsonText value);
 extern bool json_is_array(JsonText value);
 extern bool json_is_string(JsonText value);
