@@ -175,6 +175,18 @@ on_transaction_end(XactEvent event, void *arg)
 	}
 }
 
+/*
+ * A rollback to a savepoint may have released LOCK_START, and the worker that
+ * was registered may have retired since.
+ */
+static void
+on_subtransaction_end(SubXactEvent event, SubTransactionId subtransaction,
+					  SubTransactionId parent, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		registered_by = InvalidLocalTransactionId;
+}
+
 /* Have the worker, if there is one, look at its runs after the commit. */
 void
 worker_wake_at_commit(void)
@@ -182,7 +194,10 @@ worker_wake_at_commit(void)
 	static bool watching = false;
 
 	if (!watching)
+	{
 		RegisterXactCallback(on_transaction_end, NULL);
+		RegisterSubXactCallback(on_subtransaction_end, NULL);
+	}
 	watching = true;
 	wake_at_commit = true;
 }

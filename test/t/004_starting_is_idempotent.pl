@@ -126,9 +126,18 @@ $db->wait_for_runs('cancelled');
 $db->wait_for_workers(0);
 is($undone->summary->{requests}, 0, 'rolled back beside a worker: nothing ran');
 
-# and what is committed does run.
-$run = $db->sync('undone');
-is($run->{status}, 'completed', 'committed: completed');
+# and what is committed does run, also in the transaction whose savepoint took
+# the worker back that had been asked for first.
+$client->query_safe('BEGIN');
+$client->query_safe('SAVEPOINT s');
+$client->query_safe(q(SELECT cliniko_sync_all('undone')));
+$db->wait_for_workers(1);
+$client->query_safe('ROLLBACK TO s');
+$db->wait_for_workers(0);
+$client->query_safe(q(SELECT cliniko_sync_all('undone')));
+$client->query_safe('COMMIT');
+$db->wait_for_runs('undone');
+is($db->newest_run('undone')->{status}, 'completed', 'committed: completed');
 
 $client->quit;
 $second->quit;
