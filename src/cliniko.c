@@ -27,6 +27,9 @@
 /* Longer than any key seen by far, short enough for a header. */
 #define MAX_KEY_LENGTH 512
 
+/* Cliniko sends 100 patients a page at most; twice as many are no page of its. */
+#define MOST_RECORDS 200
+
 /*
  * Cliniko's limit is per minute, so no honest wait is longer; a reset further
  * off than this comes from a clock that is wrong.
@@ -330,8 +333,11 @@ read_record(JsonText element, ClinikoRecord *record)
 	}
 }
 
-/* Note the records of the list that comes next. */
-static void
+/*
+ * Note the records of the list that comes next. Answers false where it is no
+ * list, or one of far more patients than Cliniko ever sends.
+ */
+static bool
 read_records(JsonReader *reader, ClinikoPage *page)
 {
 	JsonText	element;
@@ -339,13 +345,11 @@ read_records(JsonReader *reader, ClinikoPage *page)
 	json_enter(reader, '[');
 	while (json_read_element(reader, &element))
 	{
-		if (page->nrecords == page->size)
-		{
-			page->size *= 2;
-			page->records = repalloc_huge(page->records, sizeof(ClinikoRecord) * page->size);
-		}
+		if (page->nrecords == MOST_RECORDS)
+			return false;
 		read_record(element, &page->records[page->nrecords++]);
 	}
+	return true;
 }
 
 /*
@@ -364,16 +368,16 @@ cliniko_parse_page(MemoryContext context, Transfer *transfer)
 	bool		has_list = false;
 
 	page->total_entries = -1;
-	page->size = Max(clinisync_page_size, 1);
-	page->records = palloc(sizeof(ClinikoRecord) * page->size);
+	page->records = palloc(sizeof(ClinikoRecord) * MOST_RECORDS);
 	json_read(&reader, transfer->body, transfer->body_len);
 	json_enter(&reader, '{');
 	while (json_read_key(&reader, &key))
 	{
 		if (json_equals(key, "patients") && !has_list)
 		{
-			read_records(&reader, page);
-			has_list = true;
+			has_list = read_records(&reader, page);
+			if (!has_list)
+				break;
 			continue;
 		}
 		json_read_value(&reader, &value);

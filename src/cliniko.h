@@ -90,7 +90,6 @@ typedef struct ClinikoPage
 	int64		total_entries;	/* how many match, on all pages */
 	bool		has_next;
 	int			nrecords;
-	int			size;			/* allocated */
 	int			nseen;			/* more records behind these that came on earlier pages */
 	ClinikoRecord *records;
 } ClinikoPage;

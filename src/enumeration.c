@@ -4,8 +4,10 @@
  *
  * A run is complete when every patient of the account was listed. Pages come
  * one by one while patients come and go, so "every" is not a matter of counting
- * pages: each page has to fit what was asked for, and only certain pages are
- * believed to be the last.
+ * pages: each page has to fit what was asked for, and one that says that nothing
+ * follows is believed if the number of patients that results is the number that
+ * was known. If it is not, since patients came or went, or the page is wrong,
+ * one more request has to say the same.
  *
  * There are two orders. By id is the way: a page begins behind the last id.
  * Where Cliniko does not honour sort=id, a run starts over by creation: a page
@@ -132,7 +134,7 @@ fit_by_id(Enumeration *list, ClinikoPage *page)
 	ClinikoCursor *cursor = &list->cursor;
 	int64		last = last_id(page, cursor->after_id);
 	int64		found = run_accounted(run) + Max(page->total_entries, page->nrecords);
-	bool		agrees = run->found < 0 || run->found == found || page->nrecords == 0;
+	bool		agrees = run->found < 0 || run->found == found;
 
 	if (!ids_rise(page, cursor->after_id))
 		return PAGE_CONTRADICTION;
@@ -208,7 +210,8 @@ fit_within_second(Enumeration *list, ClinikoPage *page)
 /*
  * By creation: a page begins with what was created since the cursor, so what
  * it shows of that very second may have been seen. Nothing follows a page only
- * if it shows, all by itself, as many patients as it says there are.
+ * if it shows, all by itself, as many patients as it says there are; and if
+ * that does not agree with what was known, it is asked for once more.
  */
 static PageFit
 fit_by_creation(Enumeration *list, ClinikoPage *page)
@@ -217,6 +220,8 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 	ClinikoCursor *cursor = &list->cursor;
 	int			received = page->nrecords;
 	const char *last;
+	int64		found;
+	bool		agrees;
 
 	if (!creation_rises(page, cursor->since) || has_duplicates(page))
 		return PAGE_CONTRADICTION;
@@ -227,9 +232,11 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 
 	last = received > 0 ? pstrdup(page->records[received - 1].created_at) : "";
 	set_seen_aside(list, page);
-	run->found = run_accounted(run) + Max(page->total_entries - page->nseen, page->nrecords);
+	found = run_accounted(run) + Max(page->total_entries - page->nseen, page->nrecords);
+	agrees = run->found < 0 || run->found == found;
+	run->found = found;
 	if (received == page->total_entries && !page->has_next)
-		return PAGE_LAST;
+		return agrees ? PAGE_LAST : PAGE_MORE;
 	if (strcmp(last, cursor->since) > 0)
 	{
 		strlcpy(cursor->since, last, CLINIKO_TIME_SIZE);

@@ -24,6 +24,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "tcop/tcopprot.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -135,6 +136,8 @@ transaction(Work work, void *arg, bool farewell)
 	/* SET CONSTRAINTS ALL IMMEDIATE */
 	ConstraintsSetStmt immediate = {.type = T_ConstraintsSetStmt};
 
+	/* lock_timeout works by a SIGINT to ourselves, which is ignored elsewhere */
+	pqsignal(SIGINT, StatementCancelHandler);
 	PG_TRY();
 	{
 		CatalogIdentity worker;
@@ -172,6 +175,8 @@ transaction(Work work, void *arg, bool farewell)
 		result = is_about_record(last_sqlstate) ? STORE_FAILED : classify(last_sqlstate);
 	}
 	PG_END_TRY();
+	pqsignal(SIGINT, SIG_IGN);
+	QueryCancelPending = false;
 	MemoryContextSwitchTo(context);
 	pgstat_report_stat(false);
 	return result;

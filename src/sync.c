@@ -74,8 +74,8 @@ struct Sync
 	ClinikoPage *page;			/* being stored, or NULL */
 	int			next_record;
 	TimestampTz store_at;		/* not before this */
-	TimestampTz stored_at;		/* when a transaction last committed */
-	int			store_failures;	/* since then */
+	int			store_failures;	/* transactions in a row that met a busy database */
+	TimestampTz busy_since;		/* when the first of them did */
 
 	bool		announced;		/* the size of the job was committed */
 	bool		ended;			/* nothing is left to do */
@@ -119,11 +119,12 @@ wait_for_database(Sync *sync)
 	int			pause_ms = Min(FIRST_STORE_BACKOFF_MS << Min(sync->store_failures, 10),
 							   LONGEST_STORE_BACKOFF_MS);
 
-	sync->store_failures++;
+	if (sync->store_failures++ == 0)
+		sync->busy_since = now;
 	sync->store_at = TimestampTzPlusMilliseconds(now, pause_ms);
 	if (ending(sync))
 		return;
-	if (now - sync->stored_at >= clinisync_retry_window * USECS_PER_SEC)
+	if (now - sync->busy_since >= clinisync_retry_window * USECS_PER_SEC)
 	{
 		fail(sync, CLINIKO_DATABASE_ERROR, psprintf("SQLSTATE %s.", store_last_sqlstate()));
 		return;
@@ -142,7 +143,6 @@ conclude(Sync *sync, StoreResult result)
 	switch (result)
 	{
 		case STORE_DONE:
-			sync->stored_at = GetCurrentTimestamp();
 			sync->store_failures = 0;
 			return true;
 		case STORE_NOT_RUNNING:
@@ -217,7 +217,7 @@ sync_begin(MemoryContext parent, const StoreRunKey *key, Transport *transport,
 	sync->run = run;
 	sync->transport = transport;
 	enumeration_begin(&sync->list, run, clinisync_page_size);
-	sync->progress_at = sync->stored_at = run->began_at = GetCurrentTimestamp();
+	sync->progress_at = run->began_at = GetCurrentTimestamp();
 	sync->sent_size = clinisync_requests_per_minute;
 	if (sync->sent_size > 0)
 		sync->sent = palloc0(sizeof(TimestampTz) * sync->sent_size);

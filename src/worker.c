@@ -83,6 +83,9 @@
 /* How long a session that polls leaves a worker that it registered to start. */
 #define REVIVAL_PAUSE_MS 500
 
+/* How often a worker with runs looks for more, should a wake-up be lost. */
+#define LOOK_WHILE_BUSY_MS 1000
+
 /* After how long runs that could not be taken up are looked at again. */
 #define LOOK_AGAIN_MS 5000
 
@@ -427,6 +430,9 @@ look_for_work(Worker *worker)
 			look_later(worker);
 		}
 	}
+	/* PostgreSQL resets the latch where it waits in a transaction of ours */
+	if (worker->nsyncs > 0 && worker->look_at == 0)
+		worker->look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_WHILE_BUSY_MS);
 }
 
 /* Wait for whatever comes first, and hand every sync its answer. */
@@ -568,7 +574,7 @@ clinisync_worker_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
-	/* there is no statement to cancel: cliniko_cancel_sync() is for runs */
+	/* there is no statement to cancel, but in a transaction; see store.c */
 	pqsignal(SIGINT, SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);

@@ -137,6 +137,17 @@ for my $org (@orgs)
 		50, "$org from the start: nor does the status say so");
 }
 
+# When a later page says once, wrongly, that nobody is left, then it is asked
+# again, in whatever order the patients are listed.
+for my $order (qw(honoured rejected ignored))
+{
+	my $hollow = $db->add_clinic("hollow_$order", patients => 70, sort_by_id => $order);
+	$hollow->faults({ kind => 'status', status => 200, request => 4,
+		body => { patients => [], total_entries => 0, links => {} } });
+	is($db->sync("hollow_$order")->{status}, 'completed', "nobody left, $order: completed");
+	$db->is_copy_of("hollow_$order", $hollow, "nobody left, $order");
+}
+
 # Given an answer that stops in its middle, when that lasts for longer than a
 # request may take, then the request has failed like any other.
 $db->set(request_timeout => '1s', retry_window => 0);

@@ -55,18 +55,22 @@ my $account = $db->cliniko->account('KEY-odd-au1', patients => 250, archived => 
 	is($odd->sync($org)->{metadata}{updated}, 3, 'odd: updated');
 }
 
-# When somebody holds a lock on the table for long, then the run waits for it
-# and goes on.
+# When somebody holds a lock on the table for long, then the run says that it
+# waits, holds up no other, and goes on.
 my $locked = $db->add_clinic('locked', patients => 120);
 my $holder = $db->session;
 $holder->query_safe('BEGIN; ALTER TABLE patients ADD COLUMN shoe_size int');
+$db->add_clinic('beside', patients => 20);
 $db->start('locked');
 $db->wait_until(
-	q(SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-		WHERE NOT l.granted AND a.backend_type = 'clinisync worker')));
-is($db->sql(q(SELECT status FROM sync_logs)), 'running', 'locked: the run waits');
+	q(SELECT metadata ->> 'waiting_for' = 'the database'
+		FROM sync_logs WHERE organization_id = 'locked'));
+is($db->newest_run('locked')->{status}, 'running', 'locked: the run waits');
+$db->start('beside');
+$db->wait_until(
+	q(SELECT metadata ->> 'step' <> 'queued' FROM sync_logs WHERE organization_id = 'beside'));
 $holder->query_safe('COMMIT');
-$db->wait_for_runs('locked');
+$db->wait_for_runs('locked', 'beside');
 is($db->newest_run('locked')->{status}, 'completed', 'locked: completed');
 is($db->stored('locked'), 120, 'locked: every patient is there');
 $holder->quit;
