@@ -7,9 +7,6 @@
 
 #include "postgres.h"
 
-/* The worker, as pg_stat_activity.backend_type shows it. */
-#define CLINISYNC_WORKER_TYPE "clinisync worker"
-
 /* Valid within a transaction. */
 typedef struct Catalog
 {

@@ -60,13 +60,15 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "catalog.h"
 #include "clinisync.h"
 #include "compat.h"
 #include "store.h"
 #include "sync.h"
 #include "transport.h"
 #include "worker.h"
+
+/* The worker, as pg_stat_activity.backend_type shows it. */
+#define WORKER_TYPE "clinisync worker"
 
 /* The fourth field of our lock tags; users' advisory locks have 1 or 2 there. */
 #define LOCK_SPACE 0x636c
@@ -211,8 +213,8 @@ register_worker(void)
 {
 	BackgroundWorker worker = {0};
 
-	strlcpy(worker.bgw_name, CLINISYNC_WORKER_TYPE, BGW_MAXLEN);
-	strlcpy(worker.bgw_type, CLINISYNC_WORKER_TYPE, BGW_MAXLEN);
+	strlcpy(worker.bgw_name, WORKER_TYPE, BGW_MAXLEN);
+	strlcpy(worker.bgw_type, WORKER_TYPE, BGW_MAXLEN);
 	strlcpy(worker.bgw_library_name, "$libdir/clinisync", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, "clinisync_worker_main", BGW_MAXLEN);
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
