@@ -39,8 +39,9 @@ SHLIB_LINK = $(shell pkg-config --libs libcurl libcrypto 2>/dev/null || echo -lc
 
 PG_CONFIG ?= pg_config
 PGXS := $(wildcard $(shell $(PG_CONFIG) --pgxs 2>/dev/null))
+POSTGRES_H := $(wildcard $(shell $(PG_CONFIG) --includedir-server 2>/dev/null)/postgres.h)
 
-ifneq ($(PGXS),)
+ifneq ($(and $(PGXS),$(POSTGRES_H)),)
 include $(PGXS)
 else
 all install installcheck clean:
