@@ -7,16 +7,19 @@ EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" clinisync.co
 # From the ground up: a file calls only files above it.
 OBJS = \
 	src/settings.o \
+	src/keyfile.o \
 	src/secret.o \
 	src/json.o \
 	src/transport.o \
 	src/cliniko.o \
 	src/patient.o \
 	src/catalog.o \
+	src/statement.o \
 	src/run.o \
 	src/enumeration.o \
 	src/store.o \
 	src/organization.o \
+	src/report.o \
 	src/connection.o \
 	src/sync.o \
 	src/worker.o \

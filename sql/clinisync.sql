@@ -155,6 +155,12 @@ SELECT format('%s belongs to %s: call cliniko_setup(%L)', t.relation, t.owner, t
 FROM @extschema@.clinisync_tables() t
 WHERE t.owner <> clinisync_structural_obstacles.owner
 UNION ALL
+SELECT format('the function cliniko_claimed_organization() belongs to %s: drop it, or call cliniko_setup(%L)',
+			  p.proowner::regrole, p.proowner::regrole::text)
+FROM pg_proc p
+WHERE p.pronamespace = '@extschema@'::regnamespace AND p.proname = 'cliniko_claimed_organization'
+	AND p.proowner <> clinisync_structural_obstacles.owner
+UNION ALL
 /* patients.id may have any type that fills itself: nothing refers to it */
 SELECT format('%s.%s is %s, but must be %s', l.relation, l.column_name,
 			  format_type(a.atttypid, a.atttypmod), l.type)
@@ -374,11 +380,41 @@ BEGIN
 		EXECUTE statement;
 	END LOOP;
 
+	IF to_regprocedure('@extschema@.cliniko_claimed_organization()') IS NULL THEN
+		/* bound to its operators here, whatever the search_path of its callers */
+		CREATE FUNCTION @extschema@.cliniko_claimed_organization() RETURNS text
+		LANGUAGE sql STABLE PARALLEL SAFE
+		RETURN (SELECT coalesce(token.claims ->> token.path, token.claims #>> string_to_array(token.path, '.'))
+				FROM (SELECT nullif(current_setting('request.jwt.claims', true), '')::jsonb,
+							 coalesce(nullif(current_setting('clinisync.org_claim', true), ''), 'org_id'))
+					AS token (claims, path));
+		REVOKE ALL ON FUNCTION @extschema@.cliniko_claimed_organization() FROM PUBLIC;
+		COMMENT ON FUNCTION @extschema@.cliniko_claimed_organization() IS
+			'clinisync: the organization that the caller''s token names, as clinisync.org_claim says where; NULL: none';
+		EXECUTE format('ALTER FUNCTION @extschema@.cliniko_claimed_organization() OWNER TO %s', owner);
+		changes = changes || 'CREATE FUNCTION @extschema@.cliniko_claimed_organization()'::text;
+	END IF;
+
+	FOR statement IN
+		SELECT format('ALTER TABLE @extschema@.%I ENABLE ROW LEVEL SECURITY', t.relation)
+		FROM @extschema@.clinisync_tables() t JOIN pg_class c ON c.oid = t.oid
+		WHERE NOT c.relrowsecurity
+		UNION ALL
+		SELECT format('CREATE POLICY cliniko_own_organization ON @extschema@.%I FOR SELECT '
+					  'USING (organization_id = @extschema@.cliniko_claimed_organization())', t.relation)
+		FROM @extschema@.clinisync_tables() t
+		WHERE NOT EXISTS (SELECT FROM pg_policy p
+						  WHERE p.polrelid = t.oid AND p.polname = 'cliniko_own_organization')
+	LOOP
+		EXECUTE statement;
+		changes = changes || statement;
+	END LOOP;
+
 	IF changes <> '{}' THEN
 		COMMENT ON TABLE @extschema@.cliniko_organizations IS
 			'clinisync: the clinics that are connected to Cliniko, one row each';
 		COMMENT ON COLUMN @extschema@.cliniko_organizations.api_key_sealed IS
-			'the Cliniko API key; readable by the table''s owner alone';
+			'the Cliniko API key, encrypted with a key that is outside the database (clinisync.key_file)';
 		COMMENT ON TABLE @extschema@.patients IS
 			'clinisync: every patient of every connected clinic, as Cliniko last showed it';
 		COMMENT ON COLUMN @extschema@.patients.cliniko_patient_id IS
@@ -413,84 +449,6 @@ COMMENT ON FUNCTION @extschema@.cliniko_setup(regrole) IS
 'Makes the tables cliniko_organizations, patients and sync_logs, or brings those that exist up to date; safe to repeat. owner: whose the tables are to be; one that exists and belongs to somebody else is an obstacle. Answers {success, message, owner, changes}. Raises object_not_in_prerequisite_state, with the obstacles listed and nothing changed, where an existing table does not fit.';
 
 /*
- * What the functions share
- */
-
-CREATE FUNCTION @extschema@.clinisync_require_organization(org text)
-RETURNS void
-LANGUAGE c STABLE
-SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.clinisync_require_organization(text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_require_organization(text) IS
-'Raises PT400 for a malformed organisation id, PT409 where cliniko_setup() is needed, PT404 where the caller sees no such organisation; else does nothing.';
-
-CREATE FUNCTION @extschema@.clinisync_require_setup()
-RETURNS void
-LANGUAGE c STABLE
-SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.clinisync_require_setup() FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_require_setup() IS
-'Raises PT409 SETUP_REQUIRED unless the tables are as this version needs them.';
-
-CREATE FUNCTION @extschema@.clinisync_ensure_worker()
-RETURNS void
-LANGUAGE c
-SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.clinisync_ensure_worker() FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_ensure_worker() IS
-'Starts this database''s worker where a run has none, so that it resumes; never fails for want of one.';
-
-CREATE FUNCTION @extschema@.clinisync_require_between(name text, value bigint, lowest bigint, highest bigint)
-RETURNS void
-LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-	IF value IS NULL OR value NOT BETWEEN lowest AND highest THEN
-		RAISE EXCEPTION USING
-			ERRCODE = 'PT400',
-			MESSAGE = format('%s must be between %s and %s', name, lowest, highest),
-			DETAIL = 'INVALID_ARGUMENT',
-			HINT = format('Pass a number from %s to %s, or leave %s out.', lowest, highest, name);
-	END IF;
-END
-$$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_require_between(text, bigint, bigint, bigint) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_require_between(text, bigint, bigint, bigint) IS
-'Raises PT400 INVALID_ARGUMENT unless the value is within the bounds, both included.';
-
-CREATE FUNCTION @extschema@.clinisync_require_one_of(name text, value text, choices text[])
-RETURNS void
-LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-	IF value <> ALL (choices) THEN
-		RAISE EXCEPTION USING
-			ERRCODE = 'PT400',
-			MESSAGE = format('unknown %s', name),
-			DETAIL = 'INVALID_ARGUMENT',
-			HINT = format('Pass one of %s, or leave %s out.', array_to_string(choices, ', '), name);
-	END IF;
-END
-$$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_require_one_of(text, text, text[]) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_require_one_of(text, text, text[]) IS
-'Raises PT400 INVALID_ARGUMENT unless the value is NULL or one of the choices.';
-
-CREATE FUNCTION @extschema@.clinisync_utc(moment timestamptz)
-RETURNS text
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$ SELECT to_char(moment AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_utc(timestamptz) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_utc(timestamptz) IS
-'A moment as ISO 8601 in UTC with milliseconds, whatever the session''s time zone.';
-
-/*
  * Connecting
  */
 
@@ -511,6 +469,15 @@ AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cliniko_disconnect(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_disconnect(text) IS
 'Forgets an organisation''s API key and ends its run; keeps its patients and logs. Safe to repeat. Answers {success, message, organization_id}. Raises PT404.';
+
+CREATE FUNCTION @extschema@.cliniko_set_sync_enabled(org text, enabled boolean)
+RETURNS jsonb
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cliniko_set_sync_enabled(text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cliniko_set_sync_enabled(text, boolean) IS
+'Lets runs of an organisation start, or prevents them; a run that is under way goes on. Answers {success, message, organization_id, sync_enabled}. Raises PT404, PT400 INVALID_ARGUMENT.';
 
 /*
  * The REST API, in its order
@@ -534,6 +501,15 @@ REVOKE ALL ON FUNCTION @extschema@.cliniko_sync(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_sync(text) IS
 'Deprecated: the same as cliniko_sync_all(org).';
 
+CREATE FUNCTION @extschema@.cliniko_sync_changes(org text)
+RETURNS jsonb
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cliniko_sync_changes(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cliniko_sync_changes(text) IS
+'Starts a sync of the patients that were changed or archived in Cliniko since the last completed run began, less ten minutes; of all patients (full_patients) where no full run has completed yet. Returns at once. Answers and raises what cliniko_sync_all() does.';
+
 CREATE FUNCTION @extschema@.cliniko_cancel_sync(org text)
 RETURNS jsonb
 LANGUAGE c
@@ -555,137 +531,18 @@ COMMENT ON FUNCTION @extschema@.cliniko_test_connection(text) IS
 CREATE FUNCTION @extschema@.cliniko_sync_logs(org text, max_rows int DEFAULT 10,
 	status text DEFAULT NULL, operation_type text DEFAULT NULL)
 RETURNS jsonb
-LANGUAGE plpgsql STABLE
+LANGUAGE c STABLE
 SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-	wanted_status CONSTANT text = nullif(cliniko_sync_logs.status, '');
-	wanted_type CONSTANT text = nullif(cliniko_sync_logs.operation_type, '');
-	answer jsonb;
-BEGIN
-	PERFORM @extschema@.clinisync_require_organization(org);
-	PERFORM @extschema@.clinisync_require_between('max_rows', max_rows, 1, 100);
-	PERFORM @extschema@.clinisync_require_one_of('status', wanted_status,
-		ARRAY['running', 'completed', 'failed']);
-	PERFORM @extschema@.clinisync_require_one_of('operation_type', wanted_type,
-		ARRAY['full_patients', 'incremental_patients', 'active_patients']);
-
-	WITH matching AS NOT MATERIALIZED (
-		SELECT * FROM @extschema@.sync_logs l
-		WHERE l.organization_id = org
-			AND (wanted_status IS NULL OR l.status = wanted_status)
-			AND (wanted_type IS NULL OR l.operation_type = wanted_type)
-	), newest AS (
-		SELECT * FROM matching ORDER BY id DESC LIMIT max_rows
-	), counted AS (
-		SELECT count(*) AS total FROM matching
-	)
-	SELECT jsonb_build_object(
-		'organization_id', org,
-		'logs', coalesce((
-			SELECT jsonb_agg(jsonb_build_object(
-				'id', l.id,
-				'organization_id', l.organization_id,
-				'operation_type', l.operation_type,
-				'status', l.status,
-				'started_at', @extschema@.clinisync_utc(l.started_at),
-				'completed_at', @extschema@.clinisync_utc(l.completed_at),
-				'records_processed', l.records_processed,
-				'records_success', l.records_success,
-				'records_failed', l.records_failed,
-				'metadata', l.metadata,
-				'error_details', l.error_details) ORDER BY l.id DESC)
-			FROM newest l), '[]'),
-		'total_count', counted.total,
-		'has_more', counted.total > max_rows)
-	INTO answer
-	FROM counted;
-
-	/* a front end's poll is what finds a run whose worker is gone */
-	IF answer @> '{"logs": [{"status": "running"}]}' THEN
-		PERFORM @extschema@.clinisync_ensure_worker();
-	END IF;
-	RETURN answer;
-END
-$$;
+AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cliniko_sync_logs(text, int, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_sync_logs(text, int, text, text) IS
 'The runs of an organisation, newest first, with live progress; made to be polled. max_rows: 1 to 100; status: running, completed or failed; operation_type: full_patients, incremental_patients or active_patients. Answers {organization_id, logs, total_count, has_more}. A running run whose worker is gone is resumed. Raises PT400 INVALID_ARGUMENT, PT404.';
 
-CREATE FUNCTION @extschema@.clinisync_duration(spent interval)
-RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-SELECT CASE
-	WHEN s IS NULL THEN NULL
-	WHEN s < 60 THEN format('%ss', s)
-	WHEN s < 3600 THEN format('%sm %ss', s / 60, s % 60)
-	ELSE format('%sh %sm', s / 3600, s / 60 % 60) END
-FROM (SELECT round(extract(epoch FROM spent))::bigint) AS seconds (s)
-$$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_duration(interval) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_duration(interval) IS
-'A span of time for people: 22s, 4m 22s, 1h 4m.';
-
 CREATE FUNCTION @extschema@.cliniko_status(org text)
 RETURNS jsonb
-LANGUAGE plpgsql STABLE
+LANGUAGE c STABLE
 SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-	latest record;
-	last_completed_at timestamptz;
-	last_full record;
-	counts record;
-BEGIN
-	PERFORM @extschema@.clinisync_require_organization(org);
-
-	SELECT l.status, l.operation_type, coalesce(l.completed_at, clock_timestamp()) - l.started_at AS spent
-	INTO latest
-	FROM @extschema@.sync_logs l
-	WHERE l.organization_id = org
-	ORDER BY l.id DESC LIMIT 1;
-
-	IF latest.status = 'running' THEN
-		PERFORM @extschema@.clinisync_ensure_worker();
-	END IF;
-
-	SELECT l.completed_at INTO last_completed_at
-	FROM @extschema@.sync_logs l
-	WHERE l.organization_id = org AND l.status = 'completed'
-	ORDER BY l.id DESC LIMIT 1;
-
-	SELECT l.records_processed, l.metadata -> 'success_rate' AS success_rate
-	INTO last_full
-	FROM @extschema@.sync_logs l
-	WHERE l.organization_id = org AND l.status = 'completed' AND l.operation_type = 'full_patients'
-	ORDER BY l.id DESC LIMIT 1;
-
-	SELECT count(*) FILTER (WHERE p.deleted_at IS NULL) AS synced,
-		count(*) FILTER (WHERE p.deleted_at IS NULL AND p.archived_at IS NULL) AS active,
-		count(*) FILTER (WHERE p.deleted_at IS NULL AND p.archived_at IS NOT NULL) AS archived,
-		count(*) FILTER (WHERE p.deleted_at IS NOT NULL) AS deleted
-	INTO counts
-	FROM @extschema@.patients p
-	WHERE p.organization_id = org AND p.cliniko_patient_id IS NOT NULL;
-
-	RETURN jsonb_build_object(
-		'organization_id', org,
-		'sync_status', coalesce(latest.status, 'never_synced'),
-		'last_sync', @extschema@.clinisync_utc(last_completed_at),
-		'operation_type', latest.operation_type,
-		'sync_duration', @extschema@.clinisync_duration(latest.spent),
-		'patient_counts', jsonb_build_object(
-			'total_in_cliniko', last_full.records_processed,
-			'synced_to_database', counts.synced,
-			'active', counts.active,
-			'archived', counts.archived,
-			'deleted', counts.deleted,
-			'success_rate', last_full.success_rate));
-END
-$$;
+AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cliniko_status(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_status(text) IS
 'How an organisation stands: {organization_id, sync_status: never_synced, running, completed or failed (of the newest run), last_sync (end of the last completed run), operation_type, sync_duration, patient_counts: {total_in_cliniko (when the last full run completed), synced_to_database, active, archived, deleted, success_rate in percent}}. Raises PT404.';
@@ -693,56 +550,9 @@ COMMENT ON FUNCTION @extschema@.cliniko_status(text) IS
 CREATE FUNCTION @extschema@.cliniko_active_patients(org text, max_rows int DEFAULT 50,
 	skip_rows int DEFAULT 0, search text DEFAULT NULL, last_synced_after timestamptz DEFAULT NULL)
 RETURNS jsonb
-LANGUAGE plpgsql STABLE
+LANGUAGE c STABLE
 SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-	/* what the caller typed is text to look for, not a pattern */
-	pattern CONSTANT text = '%' || regexp_replace(nullif(search, ''), '([\\%_])', '\\\1', 'g') || '%';
-	answer jsonb;
-BEGIN
-	PERFORM @extschema@.clinisync_require_organization(org);
-	PERFORM @extschema@.clinisync_require_between('max_rows', max_rows, 1, 500);
-	PERFORM @extschema@.clinisync_require_between('skip_rows', skip_rows, 0, 2147483647);
-
-	WITH matching AS NOT MATERIALIZED (
-		SELECT p.* FROM @extschema@.patients p
-		WHERE p.organization_id = org
-			AND p.cliniko_patient_id IS NOT NULL
-			AND p.archived_at IS NULL
-			AND p.deleted_at IS NULL
-			AND (pattern IS NULL OR p.first_name ILIKE pattern OR p.last_name ILIKE pattern
-				OR p.preferred_first_name ILIKE pattern OR p.email ILIKE pattern
-				OR concat_ws(' ', p.first_name, p.last_name) ILIKE pattern)
-			AND (last_synced_after IS NULL OR p.last_synced_at > last_synced_after)
-	), shown AS (
-		SELECT * FROM matching ORDER BY cliniko_patient_id LIMIT max_rows OFFSET skip_rows
-	), counted AS (
-		SELECT count(*) AS total FROM matching
-	)
-	SELECT jsonb_build_object(
-		'patients', coalesce((
-			SELECT jsonb_agg(jsonb_build_object(
-				'id', p.id,
-				'cliniko_patient_id', p.cliniko_patient_id::text,
-				'first_name', p.first_name,
-				'last_name', p.last_name,
-				'email', p.email,
-				'phone', p.phone,
-				'date_of_birth', p.date_of_birth,
-				'last_synced', @extschema@.clinisync_utc(p.last_synced_at),
-				'sync_status', 'success') ORDER BY p.cliniko_patient_id)
-			FROM shown p), '[]'),
-		'pagination', jsonb_build_object(
-			'total', counted.total,
-			'limit', max_rows,
-			'offset', skip_rows,
-			'has_next', counted.total > skip_rows::bigint + max_rows))
-	INTO answer
-	FROM counted;
-	RETURN answer;
-END
-$$;
+AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cliniko_active_patients(text, int, int, text, timestamptz) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_active_patients(text, int, int, text, timestamptz) IS
 'The patients of an organisation that are neither archived nor deleted, in the order of their Cliniko ids. max_rows: 1 to 500; skip_rows: how many to pass over; search: part of a name or an e-mail address, in any case; last_synced_after: only those whose content changed here since. Answers {patients, pagination: {total, limit, offset, has_next}}; Cliniko''s ids are strings. Raises PT400 INVALID_ARGUMENT, PT404.';
@@ -751,20 +561,232 @@ COMMENT ON FUNCTION @extschema@.cliniko_active_patients(text, int, int, text, ti
  * For psql and pg_cron
  */
 
-CREATE FUNCTION @extschema@.cliniko_sync_all_organizations()
+CREATE FUNCTION @extschema@.cliniko_sync_all_organizations(only_changes boolean DEFAULT false)
 RETURNS SETOF jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+	org text;
+	code text;
 BEGIN
-	PERFORM @extschema@.clinisync_require_setup();
-	RETURN QUERY
-	SELECT @extschema@.cliniko_sync_all(o.organization_id)
-	FROM @extschema@.cliniko_organizations o
-	WHERE o.sync_enabled AND o.api_key_sealed IS NOT NULL
-	ORDER BY o.organization_id;
+	IF to_regclass('@extschema@.cliniko_organizations') IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'PT409',
+			MESSAGE = 'the tables of clinisync do not exist',
+			DETAIL = 'SETUP_REQUIRED',
+			HINT = 'Run: SELECT @extschema@.cliniko_setup();';
+	END IF;
+	FOR org IN
+		SELECT o.organization_id
+		FROM @extschema@.cliniko_organizations o
+		/* without a key there is no shard, which more roles may read */
+		WHERE o.sync_enabled AND o.shard IS NOT NULL
+		ORDER BY o.organization_id
+	LOOP
+		BEGIN
+			RETURN NEXT CASE WHEN only_changes
+				THEN @extschema@.cliniko_sync_changes(org)
+				ELSE @extschema@.cliniko_sync_all(org) END;
+		EXCEPTION WHEN SQLSTATE 'PT404' OR SQLSTATE 'PT409' THEN
+			/* deleted, disconnected or disabled a moment ago: nothing to start */
+			GET STACKED DIAGNOSTICS code = PG_EXCEPTION_DETAIL;
+			IF code NOT IN ('ORGANIZATION_NOT_FOUND', 'NOT_CONNECTED', 'SYNC_DISABLED') THEN
+				RAISE;
+			END IF;
+		END;
+	END LOOP;
 END
 $$;
-REVOKE ALL ON FUNCTION @extschema@.cliniko_sync_all_organizations() FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cliniko_sync_all_organizations() IS
-'Starts a full sync of every connected organisation whose sync is enabled; those that are running go on. One answer of cliniko_sync_all() for each. Made for pg_cron.';
+REVOKE ALL ON FUNCTION @extschema@.cliniko_sync_all_organizations(boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cliniko_sync_all_organizations(boolean) IS
+'Starts a sync of every organisation that the caller can see, that is connected and whose sync is enabled; those that are running go on. only_changes: as cliniko_sync_changes() does it, else all patients. One answer of theirs for each. Made for pg_cron. Raises PT409 SETUP_REQUIRED, PT503.';
+
+CREATE FUNCTION @extschema@.cliniko_rotate_key()
+RETURNS jsonb
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cliniko_rotate_key() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cliniko_rotate_key() IS
+'Puts a new key first into the file that clinisync.key_file names, and seals every API key of this database with it. The file keeps the older keys, for other databases, and for dumps. Answers {success, message, resealed, unreadable (API keys that stayed as they were), keys_in_file}. Raises PT409 CREDENTIALS_UNREADABLE, with nothing changed, where no API key can be read.';
+
+/*
+ * Who may do what
+ */
+
+CREATE FUNCTION @extschema@.clinisync_level_functions()
+RETURNS TABLE (level text, function_name name)
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+VALUES
+	('viewer', 'cliniko_claimed_organization'::name),
+	('viewer', 'cliniko_sync_logs'),
+	('viewer', 'cliniko_status'),
+	('viewer', 'cliniko_active_patients'),
+	('manager', 'cliniko_sync_all'),
+	('manager', 'cliniko_sync'),
+	('manager', 'cliniko_sync_changes'),
+	('manager', 'cliniko_cancel_sync'),
+	('manager', 'cliniko_test_connection'),
+	('admin', 'cliniko_connect'),
+	('admin', 'cliniko_disconnect'),
+	('admin', 'cliniko_set_sync_enabled'),
+	('admin', 'cliniko_sync_all_organizations')
+$$;
+REVOKE ALL ON FUNCTION @extschema@.clinisync_level_functions() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.clinisync_level_functions() IS
+'What each level of cliniko_grant() may call, beside what the levels before it may.';
+
+CREATE FUNCTION @extschema@.clinisync_set_admins(roles oid[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	names CONSTANT text = (SELECT string_agg(r::regrole::text, ', ') FROM unnest(roles) r);
+	tab record;
+BEGIN
+	FOR tab IN
+		SELECT t.relation, EXISTS (SELECT FROM pg_policy p
+								   WHERE p.polrelid = t.oid AND p.polname = 'cliniko_admin') AS has_policy
+		FROM @extschema@.clinisync_tables() t
+	LOOP
+		IF names IS NULL THEN
+			EXECUTE format('DROP POLICY IF EXISTS cliniko_admin ON @extschema@.%I', tab.relation);
+		ELSIF tab.has_policy THEN
+			EXECUTE format('ALTER POLICY cliniko_admin ON @extschema@.%I TO %s', tab.relation, names);
+		ELSE
+			EXECUTE format('CREATE POLICY cliniko_admin ON @extschema@.%I FOR SELECT TO %s USING (true)',
+						   tab.relation, names);
+		END IF;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION @extschema@.clinisync_set_admins(oid[]) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.clinisync_set_admins(oid[]) IS
+'Makes these roles, and no others, see every organisation: the policy cliniko_admin of each table.';
+
+CREATE FUNCTION @extschema@.clinisync_admins()
+RETURNS oid[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT coalesce(array_agg(DISTINCT r.oid), '{}')
+FROM pg_policy p
+	JOIN @extschema@.clinisync_tables() t ON t.oid = p.polrelid
+	JOIN pg_roles r ON r.oid = ANY (p.polroles)
+WHERE p.polname = 'cliniko_admin'
+$$;
+REVOKE ALL ON FUNCTION @extschema@.clinisync_admins() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.clinisync_admins() IS
+'The roles that see every organisation.';
+
+CREATE FUNCTION @extschema@.cliniko_revoke(role regrole)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET client_min_messages = warning
+AS $$
+DECLARE
+	statement text;
+BEGIN
+	IF role IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'PT400',
+			MESSAGE = 'a role is needed',
+			DETAIL = 'INVALID_ARGUMENT',
+			HINT = 'Pass the name of a role, as in cliniko_revoke(''reporting'').';
+	END IF;
+	/* one change of the tables at a time, as in cliniko_setup() */
+	PERFORM pg_advisory_xact_lock('pg_extension'::regclass::int, hashtext('cliniko_setup'));
+
+	FOR statement IN
+		/* what an owner may do, it may by owning */
+		SELECT format('REVOKE ALL ON TABLE @extschema@.%I FROM %s', t.relation, role)
+		FROM @extschema@.clinisync_tables() t
+		WHERE t.owner <> role
+		UNION ALL
+		SELECT format('REVOKE ALL ON FUNCTION %s FROM %s', p.oid::regprocedure, role)
+		FROM pg_proc p
+		WHERE p.pronamespace = '@extschema@'::regnamespace
+			AND p.proowner <> role
+			AND (p.proname = 'cliniko_claimed_organization'
+				 OR EXISTS (SELECT FROM pg_depend d
+							WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+								AND d.refclassid = 'pg_extension'::regclass
+								AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'clinisync')))
+		UNION ALL
+		SELECT format('REVOKE USAGE ON SCHEMA @extschema@ FROM %s', role)
+		FROM pg_namespace n
+		WHERE n.oid = '@extschema@'::regnamespace AND n.nspowner <> role
+	LOOP
+		EXECUTE statement;
+	END LOOP;
+	IF role = ANY (@extschema@.clinisync_admins()) THEN
+		PERFORM @extschema@.clinisync_set_admins(array_remove(@extschema@.clinisync_admins(), role::oid));
+	END IF;
+
+	RETURN jsonb_build_object('success', true, 'message', 'Revoked', 'role', role::text);
+END
+$$;
+REVOKE ALL ON FUNCTION @extschema@.cliniko_revoke(regrole) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cliniko_revoke(regrole) IS
+'Takes from a role whatever it may do with the tables and the functions of clinisync, as cliniko_grant() or others granted it; what it owns it keeps. Runs that it started go on. Safe to repeat. Answers {success, message, role}.';
+
+CREATE FUNCTION @extschema@.cliniko_grant(role regrole, level text)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET client_min_messages = warning
+AS $$
+DECLARE
+	levels CONSTANT text[] = ARRAY['viewer', 'manager', 'admin'];
+	granted CONSTANT text[] = levels[:array_position(levels, level)];
+	statement text;
+BEGIN
+	IF role IS NULL OR granted IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'PT400',
+			MESSAGE = 'a role and a level are needed',
+			DETAIL = 'INVALID_ARGUMENT',
+			HINT = format('Pass a role and one of %s, as in cliniko_grant(''reporting'', ''viewer'').',
+						  array_to_string(levels, ', '));
+	END IF;
+	PERFORM @extschema@.cliniko_setup(coalesce(
+		(SELECT t.owner FROM @extschema@.clinisync_tables() t LIMIT 1),
+		quote_ident(current_user)::regrole));
+	PERFORM @extschema@.cliniko_revoke(role);
+
+	FOR statement IN
+		SELECT format('GRANT USAGE ON SCHEMA @extschema@ TO %s', role)
+		WHERE NOT has_schema_privilege(role, '@extschema@', 'USAGE')
+		UNION ALL
+		/* all of patients, also columns to come; of the others neither key nor checkpoint */
+		SELECT format('GRANT SELECT %s ON TABLE @extschema@.%I TO %s',
+			CASE WHEN t.relation <> 'patients' THEN
+				(SELECT format('(%s)', string_agg(quote_ident(l.column_name), ', '))
+				 FROM @extschema@.clinisync_columns() l
+				 WHERE l.relation = t.relation AND l.column_name NOT IN ('api_key_sealed', 'checkpoint'))
+			END, t.relation, role)
+		FROM @extschema@.clinisync_tables() t
+		WHERE t.owner <> role
+		UNION ALL
+		SELECT format('GRANT EXECUTE ON FUNCTION %s TO %s', p.oid::regprocedure, role)
+		FROM @extschema@.clinisync_level_functions() f
+			JOIN pg_proc p ON p.proname = f.function_name AND p.pronamespace = '@extschema@'::regnamespace
+		WHERE f.level = ANY (granted) AND p.proowner <> role
+	LOOP
+		EXECUTE statement;
+	END LOOP;
+	IF level = 'admin' THEN
+		PERFORM @extschema@.clinisync_set_admins(@extschema@.clinisync_admins() || role::oid);
+	END IF;
+
+	RETURN jsonb_build_object('success', true, 'message', 'Granted', 'role', role::text, 'level', level);
+END
+$$;
+REVOKE ALL ON FUNCTION @extschema@.cliniko_grant(regrole, text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cliniko_grant(regrole, text) IS
+'Lets a role use clinisync. level: viewer (logs, status and patients), manager (and start, cancel and test) or admin (and connect, disconnect, enable, and all organisations); of the first two, only the organisation that the caller''s token names. It replaces the level that the role had. Makes the tables when they are missing. Answers {success, message, role, level}. Raises PT400 INVALID_ARGUMENT.';

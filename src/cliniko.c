@@ -85,7 +85,7 @@ static const struct
 		"Then sync again.", false},
 	[CLINIKO_CREDENTIALS_UNREADABLE] = {
 		"CREDENTIALS_UNREADABLE", "The stored API key cannot be read.",
-		"Pass the key to cliniko_connect() again.", false},
+		"Nothing is lost: then sync again.", false},
 	[CLINIKO_DATABASE_CONSTRAINT_ERROR] = {
 		"DATABASE_CONSTRAINT_ERROR", "No patient could be stored.",
 		"See errors, and check the constraints and triggers that were added to patients.", false},
@@ -171,7 +171,8 @@ cliniko_parse_key(const char *input, char shard[CLINIKO_SHARD_SIZE])
 }
 
 /*
- * An account with the settings of this moment. NULL where Cliniko's rule that
+ * An account with the settings of this moment. It refers to the key, which
+ * must stay until the account is no longer used. NULL where Cliniko's rule that
  * a request names its sender ("VENDOR (contact@email)") cannot be met, because
  * clinisync.contact_email is not set.
  */
@@ -183,7 +184,7 @@ cliniko_account(const char *api_key, const char *shard)
 	if (clinisync_contact_email[0] == '\0')
 		return NULL;
 	account = palloc(sizeof(ClinikoAccount));
-	account->api_key = pstrdup(api_key);
+	account->api_key = api_key;
 	account->api_url = clinisync_base_url[0] != '\0'
 		? pstrdup(clinisync_base_url)
 		: psprintf("https://api.%s.cliniko.com/v1", shard);
@@ -191,9 +192,29 @@ cliniko_account(const char *api_key, const char *shard)
 	return account;
 }
 
+/* Add whom to ask for; Cliniko leaves archived patients out unless asked. */
+static void
+append_part(StringInfo url, const ClinikoCursor *cursor)
+{
+	const char *since = cursor->changed_since;
+
+	switch (cursor->part)
+	{
+		case CLINIKO_EVERYONE:
+			appendStringInfoString(url, "?q%5B%5D=archived_at:*");
+			break;
+		case CLINIKO_UPDATED:
+			appendStringInfo(url, "?q%%5B%%5D=archived_at:*&q%%5B%%5D=updated_at:%%3E%%3D%s", since);
+			break;
+		case CLINIKO_ARCHIVED:
+			appendStringInfo(url, "?q%%5B%%5D=archived_at:%%3E%%3D%s&q%%5B%%5D=updated_at:%%3C%s",
+							 since, since);
+			break;
+	}
+}
+
 /*
- * The URL of the next page of patients, archived ones included (Cliniko leaves
- * them out unless an archived_at filter asks).
+ * The URL of the next page of patients, archived ones included.
  *
  * By id is the way: every request asks for what comes after the last id, so a
  * patient that is added or removed meanwhile moves nobody to another page.
@@ -209,8 +230,9 @@ cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
 	StringInfoData url;
 
 	initStringInfo(&url);
-	appendStringInfo(&url, "%s/patients?q%%5B%%5D=archived_at:*&per_page=%d",
-					 account->api_url, page_size);
+	appendStringInfo(&url, "%s/patients", account->api_url);
+	append_part(&url, cursor);
+	appendStringInfo(&url, "&per_page=%d", page_size);
 	if (cursor->order == CLINIKO_BY_ID)
 	{
 		if (cursor->after_id > 0)

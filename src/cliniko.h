@@ -14,6 +14,8 @@
 
 /* "au1": two letters, one or two digits */
 #define CLINIKO_SHARD_SIZE 5
+/* What to say of a stored key whose shard nobody noted. */
+#define CLINIKO_SHARD_UNKNOWN "Its shard is missing: pass the API key to cliniko_connect() again."
 /* "2024-03-05T01:02:03Z", and room for fractions that nobody has seen yet */
 #define CLINIKO_TIME_SIZE 40
 
@@ -54,7 +56,7 @@ typedef struct ClinikoVerdict
 typedef struct ClinikoAccount
 {
 	char	   *api_url;		/* without a slash at the end */
-	char	   *api_key;
+	const char *api_key;		/* the caller's, who wipes it */
 	char	   *user_agent;
 } ClinikoAccount;
 
@@ -65,9 +67,23 @@ typedef enum ClinikoOrder
 	CLINIKO_BY_CREATION
 } ClinikoOrder;
 
+/*
+ * Whom an enumeration asks for. That archiving a patient moves its updated_at
+ * is not documented, so what changed is asked for in two parts that share
+ * nobody.
+ */
+typedef enum ClinikoPart
+{
+	CLINIKO_EVERYONE,
+	CLINIKO_UPDATED,			/* since changed_since */
+	CLINIKO_ARCHIVED			/* since then, and not updated since */
+} ClinikoPart;
+
 /* Up to where an enumeration has come. */
 typedef struct ClinikoCursor
 {
+	ClinikoPart part;
+	char		changed_since[CLINIKO_TIME_SIZE];	/* empty: for everyone */
 	ClinikoOrder order;
 	int64		after_id;		/* by id: the last id that is done */
 	char		since[CLINIKO_TIME_SIZE];	/* by creation: up to here all is done */

@@ -18,11 +18,21 @@
 #define ERRCODE_CLINISYNC_GONE			MAKE_SQLSTATE('P', 'T', '4', '1', '0')
 #define ERRCODE_CLINISYNC_UNAVAILABLE	MAKE_SQLSTATE('P', 'T', '5', '0', '3')
 
+/*
+ * Our advisory locks: the fourth field of their tags, where users' own have 1
+ * or 2, and the third.
+ */
+#define LOCK_SPACE 0x636c
+#define LOCK_WORKER 1			/* worker.c */
+#define LOCK_START 2			/* worker.c */
+#define LOCK_KEY_FILE 3			/* organization.c; for the whole cluster */
+
 /* settings.c: see settings_define() for units and ranges */
 extern char *clinisync_base_url;
 extern char *clinisync_vendor_name;
 extern char *clinisync_contact_email;
 extern char *clinisync_ca_file;
+extern char *clinisync_key_file;
 extern int	clinisync_page_size;
 extern int	clinisync_batch_size;
 extern int	clinisync_requests_per_minute;

@@ -9,6 +9,9 @@
  * was known. If it is not, since patients came or went, or the page is wrong,
  * one more request has to say the same.
  *
+ * A run of changes asks for two sets of patients, one after the other
+ * (ClinikoPart); the size of the job grows when the second is counted.
+ *
  * There are two orders. By id is the way: a page begins behind the last id.
  * Where Cliniko does not honour sort=id, a run starts over by creation: a page
  * begins in the second in which the last one ended.
@@ -247,6 +250,19 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 	return PAGE_MORE;
 }
 
+/* Go on to what else is to be asked for. Answers false where that is nothing. */
+static bool
+next_part(ClinikoCursor *cursor)
+{
+	ClinikoCursor next = {.part = CLINIKO_ARCHIVED, .order = cursor->order};
+
+	if (cursor->part != CLINIKO_UPDATED)
+		return false;
+	strlcpy(next.changed_since, cursor->changed_since, CLINIKO_TIME_SIZE);
+	*cursor = next;
+	return true;
+}
+
 /*
  * Move the cursor behind a page, if it can be what was asked for, and tell the
  * run how many patients there are.
@@ -254,8 +270,10 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 PageFit
 enumeration_take(Enumeration *list, ClinikoPage *page)
 {
-	return list->cursor.order == CLINIKO_BY_ID
+	PageFit		fit = list->cursor.order == CLINIKO_BY_ID
 		? fit_by_id(list, page) : fit_by_creation(list, page);
+
+	return fit == PAGE_LAST && next_part(&list->cursor) ? PAGE_MORE : fit;
 }
 
 /*

@@ -8,6 +8,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "access/xlog.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -24,24 +26,79 @@
 #include "compat.h"
 #include "connection.h"
 #include "organization.h"
+#include "report.h"
+#include "run.h"
+#include "secret.h"
 #include "worker.h"
 
-#define OPERATION_FULL "full_patients"
+/* How much an answer may list. */
+#define MOST_LOGS 100
+#define MOST_PATIENTS 500
 
-SQL_FUNCTION(clinisync_require_organization);
-SQL_FUNCTION(clinisync_require_setup);
-SQL_FUNCTION(clinisync_ensure_worker);
 SQL_FUNCTION(cliniko_connect);
 SQL_FUNCTION(cliniko_disconnect);
+SQL_FUNCTION(cliniko_set_sync_enabled);
+SQL_FUNCTION(cliniko_rotate_key);
 SQL_FUNCTION(cliniko_sync_all);
+SQL_FUNCTION(cliniko_sync_changes);
 SQL_FUNCTION(cliniko_cancel_sync);
 SQL_FUNCTION(cliniko_test_connection);
+SQL_FUNCTION(cliniko_sync_logs);
+SQL_FUNCTION(cliniko_status);
+SQL_FUNCTION(cliniko_active_patients);
 
 /* A text argument as a C string, or NULL. */
 static char *
 text_argument(FunctionCallInfo fcinfo, int i)
 {
 	return PG_ARGISNULL(i) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(i));
+}
+
+/* A text argument as a C string, or NULL where it is empty as well. */
+static char *
+filter_argument(FunctionCallInfo fcinfo, int i)
+{
+	char	   *text = text_argument(fcinfo, i);
+
+	return text && text[0] != '\0' ? text : NULL;
+}
+
+/* A number within bounds, both included; anything else is an error. */
+static int32
+number_argument(FunctionCallInfo fcinfo, int i, const char *name, int32 lowest, int32 highest)
+{
+	int32		value = PG_ARGISNULL(i) ? lowest - 1 : PG_GETARG_INT32(i);
+
+	if (value < lowest || value > highest)
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_BAD_REQUEST),
+				 errmsg("%s must be between %d and %d", name, lowest, highest),
+				 errdetail("INVALID_ARGUMENT"),
+				 errhint("Pass a number from %d to %d, or leave %s out.", lowest, highest, name)));
+	return value;
+}
+
+/* One of some words, or NULL; anything else is an error. choices end with NULL. */
+static char *
+choice_argument(FunctionCallInfo fcinfo, int i, const char *name, const char *const *choices)
+{
+	char	   *value = filter_argument(fcinfo, i);
+	StringInfoData list;
+
+	if (value == NULL)
+		return NULL;
+	initStringInfo(&list);
+	for (const char *const *choice = choices; *choice; choice++)
+	{
+		if (strcmp(value, *choice) == 0)
+			return value;
+		appendStringInfo(&list, "%s%s", choice == choices ? "" : ", ", *choice);
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_CLINISYNC_BAD_REQUEST),
+			 errmsg("unknown %s", name),
+			 errdetail("INVALID_ARGUMENT"),
+			 errhint("Pass one of %s, or leave %s out.", list.data, name)));
 }
 
 /* An answer begins with whether the call succeeded and a sentence for people. */
@@ -102,32 +159,6 @@ begin_call(const char *org, Catalog *catalog)
 	organization_require(catalog, org);
 }
 
-Datum
-clinisync_require_organization(PG_FUNCTION_ARGS)
-{
-	Catalog		catalog;
-
-	begin_call(text_argument(fcinfo, 0), &catalog);
-	SPI_finish();
-	PG_RETURN_VOID();
-}
-
-Datum
-clinisync_require_setup(PG_FUNCTION_ARGS)
-{
-	Catalog		catalog;
-
-	catalog_require_setup(&catalog);
-	PG_RETURN_VOID();
-}
-
-Datum
-clinisync_ensure_worker(PG_FUNCTION_ARGS)
-{
-	worker_ensure();
-	PG_RETURN_VOID();
-}
-
 /* Make the tables where they are missing, with the caller's rights. */
 static void
 set_up(Catalog *catalog)
@@ -158,6 +189,8 @@ connect_organization(const char *org, const char *input, const char *name)
 	set_up(&catalog);
 	organization_connect(&catalog, org, name, api_key, shard);
 	explicit_bzero(api_key, strlen(api_key));
+	/* whose row the caller may not see, the caller may not connect either */
+	organization_require(&catalog, org);
 	organization_load(&catalog, org, &organization);
 	SPI_finish();
 
@@ -212,7 +245,7 @@ cliniko_connect(PG_FUNCTION_ARGS)
 static void
 require_connected(const Organization *organization)
 {
-	if (!organization->connected)
+	if (organization->api_key_sealed == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CLINISYNC_CONFLICT),
 				 errmsg("the organization has no API key"),
@@ -239,11 +272,37 @@ cliniko_disconnect(PG_FUNCTION_ARGS)
 	return end_answer(&json);
 }
 
-/* cliniko_sync_all(org text) -> jsonb */
+/* cliniko_set_sync_enabled(org text, enabled boolean) -> jsonb */
 Datum
-cliniko_sync_all(PG_FUNCTION_ARGS)
+cliniko_set_sync_enabled(PG_FUNCTION_ARGS)
 {
 	char	   *org = text_argument(fcinfo, 0);
+	bool		enabled;
+	Catalog		catalog;
+	StringInfoData json;
+
+	require_writable("cliniko_set_sync_enabled()");
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_BAD_REQUEST),
+				 errmsg("enabled must be true or false"),
+				 errdetail("INVALID_ARGUMENT"),
+				 errhint("Pass true to let the organization be synced, false to prevent it.")));
+	enabled = PG_GETARG_BOOL(1);
+	begin_call(org, &catalog);
+	organization_set_sync_enabled(&catalog, org, enabled);
+	SPI_finish();
+
+	begin_answer(&json, true, enabled ? "Sync enabled" : "Sync disabled; a run under way goes on",
+				 org);
+	appendStringInfo(&json, ", \"sync_enabled\": %s", enabled ? "true" : "false");
+	return end_answer(&json);
+}
+
+/* Start a run, or find the one that is under way. */
+static Datum
+start_sync(const char *org, bool only_changes)
+{
 	Catalog		catalog;
 	Organization organization;
 	bool		started;
@@ -251,7 +310,6 @@ cliniko_sync_all(PG_FUNCTION_ARGS)
 	int64		id;
 	StringInfoData json;
 
-	require_writable("cliniko_sync_all()");
 	begin_call(org, &catalog);
 	organization_load(&catalog, org, &organization);
 	require_connected(&organization);
@@ -260,15 +318,31 @@ cliniko_sync_all(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_CLINISYNC_CONFLICT),
 				 errmsg("sync is disabled for the organization"),
 				 errdetail("SYNC_DISABLED"),
-				 errhint("Set sync_enabled to true in its row of cliniko_organizations.")));
+				 errhint("Enable it with cliniko_set_sync_enabled(org, true).")));
 	worker_start_at_commit();
-	id = organization_start_run(&catalog, org, OPERATION_FULL, &started, &operation_type);
+	id = organization_start_run(&catalog, org, only_changes, &started, &operation_type);
 	SPI_finish();
 
 	begin_answer(&json, true, started ? "Sync started" : "Sync already running", org);
 	add_number(&json, "sync_id", id);
 	add_string(&json, "operation_type", operation_type);
 	return end_answer(&json);
+}
+
+/* cliniko_sync_all(org text) -> jsonb */
+Datum
+cliniko_sync_all(PG_FUNCTION_ARGS)
+{
+	require_writable("cliniko_sync_all()");
+	return start_sync(text_argument(fcinfo, 0), false);
+}
+
+/* cliniko_sync_changes(org text) -> jsonb */
+Datum
+cliniko_sync_changes(PG_FUNCTION_ARGS)
+{
+	require_writable("cliniko_sync_changes()");
+	return start_sync(text_argument(fcinfo, 0), true);
 }
 
 /* cliniko_cancel_sync(org text) -> jsonb */
@@ -319,6 +393,38 @@ answer_failed(StringInfo json, const char *org, ClinikoError error, const char *
 	add_string(json, "error_code", cliniko_error_code(error));
 }
 
+/* Ask Cliniko with a key, and answer what it said. */
+static void
+try_connection(StringInfo json, const char *org, const char *api_key, const char *shard)
+{
+	ClinikoAccount *account = cliniko_account(api_key, shard);
+	ConnectionReport report;
+
+	if (account == NULL)
+	{
+		answer_failed(json, org, CLINIKO_CONFIGURATION_ERROR, settings_contact_email_unset());
+		return;
+	}
+	connection_test(account, &report);
+	if (report.error == CLINIKO_NO_ERROR)
+		answer_connected(json, org, &report);
+	else
+		answer_failed(json, org, report.error, report.reason);
+	add_string(json, "api_url", account->api_url);
+	appendStringInfoString(json, ", \"account\": ");
+	if (report.account_id)
+	{
+		appendStringInfoString(json, "{\"id\": ");
+		escape_json(json, report.account_id);
+		add_string(json, "name", report.account_name);
+		appendStringInfoChar(json, '}');
+	}
+	else
+		appendStringInfoString(json, "null");
+	add_string(json, "role", report.role);
+	add_number(json, "latency_ms", report.latency_us / 1000);
+}
+
 /* cliniko_test_connection(org text) -> jsonb */
 Datum
 cliniko_test_connection(PG_FUNCTION_ARGS)
@@ -326,8 +432,8 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 	char	   *org = text_argument(fcinfo, 0);
 	Catalog		catalog;
 	Organization organization;
-	ClinikoAccount *account = NULL;
-	ConnectionReport report = {0};
+	const char *problem = CLINIKO_SHARD_UNKNOWN;
+	char	   *volatile api_key = NULL;
 	StringInfoData json;
 
 	begin_call(org, &catalog);
@@ -336,30 +442,120 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 	SPI_finish();
 	require_connected(&organization);
 
-	if (organization.api_key == NULL || organization.shard == NULL)
-		answer_failed(&json, org, CLINIKO_CREDENTIALS_UNREADABLE, NULL);
-	else if ((account = cliniko_account(organization.api_key, organization.shard)) == NULL)
-		answer_failed(&json, org, CLINIKO_CONFIGURATION_ERROR, settings_contact_email_unset());
-	else
+	PG_TRY();
 	{
-		connection_test(account, &report);
-		if (report.error == CLINIKO_NO_ERROR)
-			answer_connected(&json, org, &report);
+		if (organization.shard)
+			api_key = secret_open(organization.api_key_sealed, org, &problem);
+		if (api_key)
+			try_connection(&json, org, api_key, organization.shard);
 		else
-			answer_failed(&json, org, report.error, report.reason);
-		add_string(&json, "api_url", account->api_url);
-		appendStringInfoString(&json, ", \"account\": ");
-		if (report.account_id)
-		{
-			appendStringInfoString(&json, "{\"id\": ");
-			escape_json(&json, report.account_id);
-			add_string(&json, "name", report.account_name);
-			appendStringInfoChar(&json, '}');
-		}
-		else
-			appendStringInfoString(&json, "null");
-		add_string(&json, "role", report.role);
-		add_number(&json, "latency_ms", report.latency_us / 1000);
+			answer_failed(&json, org, CLINIKO_CREDENTIALS_UNREADABLE, problem);
 	}
+	PG_FINALLY();
+	{
+		if (api_key)
+			explicit_bzero(api_key, strlen(api_key));
+	}
+	PG_END_TRY();
+	return end_answer(&json);
+}
+
+/*
+ * cliniko_sync_logs(org text, max_rows int, status text, operation_type text) -> jsonb
+ *
+ * A front end's poll is what finds a run whose worker is gone.
+ */
+Datum
+cliniko_sync_logs(PG_FUNCTION_ARGS)
+{
+	static const char *const statuses[] = {"running", "completed", "failed", NULL};
+	static const char *const types[] = {
+		OPERATION_FULL, OPERATION_INCREMENTAL, OPERATION_ACTIVE, NULL
+	};
+	char	   *org = text_argument(fcinfo, 0);
+	LogFilter	filter;
+	Catalog		catalog;
+	bool		running;
+	Datum		answer;
+
+	begin_call(org, &catalog);
+	filter.max_rows = number_argument(fcinfo, 1, "max_rows", 1, MOST_LOGS);
+	filter.status = choice_argument(fcinfo, 2, "status", statuses);
+	filter.operation_type = choice_argument(fcinfo, 3, "operation_type", types);
+	answer = report_logs(&catalog, org, &filter, &running);
+	SPI_finish();
+	if (running)
+		worker_ensure();
+	return answer;
+}
+
+/* cliniko_status(org text) -> jsonb */
+Datum
+cliniko_status(PG_FUNCTION_ARGS)
+{
+	char	   *org = text_argument(fcinfo, 0);
+	Catalog		catalog;
+	bool		running;
+	Datum		answer;
+
+	begin_call(org, &catalog);
+	answer = report_status(&catalog, org, &running);
+	SPI_finish();
+	if (running)
+		worker_ensure();
+	return answer;
+}
+
+/*
+ * cliniko_active_patients(org text, max_rows int, skip_rows int, search text,
+ *						   last_synced_after timestamptz) -> jsonb
+ */
+Datum
+cliniko_active_patients(PG_FUNCTION_ARGS)
+{
+	char	   *org = text_argument(fcinfo, 0);
+	TimestampTz after = PG_ARGISNULL(4) ? 0 : PG_GETARG_TIMESTAMPTZ(4);
+	PatientFilter filter;
+	Catalog		catalog;
+	Datum		answer;
+
+	begin_call(org, &catalog);
+	filter.max_rows = number_argument(fcinfo, 1, "max_rows", 1, MOST_PATIENTS);
+	filter.skip_rows = number_argument(fcinfo, 2, "skip_rows", 0, INT_MAX);
+	filter.search = filter_argument(fcinfo, 3);
+	filter.last_synced_after = PG_ARGISNULL(4) ? NULL : &after;
+	answer = report_active_patients(&catalog, org, &filter);
+	SPI_finish();
+	return answer;
+}
+
+/*
+ * cliniko_rotate_key() -> jsonb
+ *
+ * The new key is in the key file before any row is sealed with it, and the old
+ * one stays there: whether this transaction commits or not, and whatever other
+ * databases have sealed, every row can be opened.
+ */
+Datum
+cliniko_rotate_key(PG_FUNCTION_ARGS)
+{
+	Catalog		catalog;
+	int64		resealed;
+	int64		unreadable;
+	int			keys;
+	StringInfoData json;
+
+	require_writable("cliniko_rotate_key()");
+	SPI_connect();
+	catalog_require_setup(&catalog);
+	keys = organization_reseal_all(&catalog, &resealed, &unreadable);
+	SPI_finish();
+
+	initStringInfo(&json);
+	appendStringInfo(&json, "{\"success\": true, \"message\": \"%s\"",
+					 unreadable > 0 ? "Resealed, but not every API key could be read" : "Resealed");
+	add_number(&json, "resealed", resealed);
+	add_number(&json, "unreadable", unreadable);
+	add_number(&json, "keys_in_file", keys);
 	return end_answer(&json);
 }

@@ -14,6 +14,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
+#include "storage/lock.h"
 #include "utils/builtins.h"
 
 #include "cliniko.h"
@@ -22,9 +23,17 @@
 #include "organization.h"
 #include "run.h"
 #include "secret.h"
+#include "statement.h"
 
 /* Any application's id fits: a number, a UUID, org_2xwH… */
 #define MAX_ORGANIZATION_ID_LENGTH 255
+
+/*
+ * How much further back than the last run a run of changes looks: Cliniko's
+ * replicas lag by seconds, and its clock need not agree with ours. What was
+ * seen already costs one comparison.
+ */
+#define CHANGES_OVERLAP "10 minutes"
 
 /* Parameters of a statement; all of ours are nullable text or bytea. */
 typedef struct Parameters
@@ -119,13 +128,17 @@ organization_check_id(const char *org)
 void
 organization_require(const Catalog *catalog, const char *org)
 {
-	Parameters	parameters = {0};
+	static Statement statement;
+	Oid			types[] = {TEXTOID};
+	Datum		values[1];
 
 	organization_check_id(org);
-	add_text(&parameters, org);
-	if (execute(catalog,
-				"SELECT FROM @schema@.cliniko_organizations"
-				" WHERE organization_id = $1", &parameters, true) == 0)
+	values[0] = CStringGetTextDatum(org);
+	statement_prepare(&statement, catalog,
+					  "SELECT FROM @schema@.cliniko_organizations"
+					  " WHERE organization_id = $1", lengthof(types), types);
+	/* not read_only: the row may have been written just now */
+	if (statement_execute(&statement, values, NULL, false) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CLINISYNC_NOT_FOUND),
 				 errmsg("organization not found"),
@@ -133,12 +146,22 @@ organization_require(const Catalog *catalog, const char *org)
 				 errhint("Connect it with cliniko_connect(), or check the id.")));
 }
 
+/* A bytea column of the row, in memory that outlives SPI, or NULL. */
+static bytea *
+bytea_column(int number)
+{
+	bool		isnull;
+	Datum		value = column(number, &isnull);
+
+	return isnull ? NULL : DatumGetByteaP(SPI_datumTransfer(PointerGetDatum(DatumGetByteaP(value)),
+															false, -1));
+}
+
 /* Read an organisation that exists. */
 void
 organization_load(const Catalog *catalog, const char *org, Organization *loaded)
 {
 	Parameters	parameters = {0};
-	Datum		sealed;
 	bool		isnull;
 
 	memset(loaded, 0, sizeof(*loaded));
@@ -148,19 +171,7 @@ organization_load(const Catalog *catalog, const char *org, Organization *loaded)
 						 "  FROM @schema@.cliniko_organizations"
 						 " WHERE organization_id = $1", &parameters, false) == 0)
 		return;
-	sealed = column(1, &isnull);
-	loaded->connected = !isnull;
-	if (!isnull)
-	{
-		char	   *api_key = secret_open(DatumGetByteaPP(sealed));
-
-		if (api_key)
-		{
-			loaded->api_key = SPI_palloc(strlen(api_key) + 1);
-			strcpy(loaded->api_key, api_key);
-			explicit_bzero(api_key, strlen(api_key));
-		}
-	}
+	loaded->api_key_sealed = bytea_column(1);
 	loaded->sync_enabled = DatumGetBool(column(2, &isnull));
 	loaded->shard = text_column(3);
 	loaded->name = text_column(4);
@@ -175,7 +186,7 @@ organization_connect(const Catalog *catalog, const char *org, const char *name,
 
 	add_text(&parameters, org);
 	add_text(&parameters, name);
-	add_bytea(&parameters, secret_seal(api_key));
+	add_bytea(&parameters, secret_seal(api_key, org));
 	add_text(&parameters, shard);
 	execute_as_owner(catalog,
 					 "INSERT INTO @schema@.cliniko_organizations AS o"
@@ -201,21 +212,168 @@ organization_disconnect(const Catalog *catalog, const char *org)
 					 " WHERE organization_id = $1", &parameters, false);
 }
 
+/* Let runs of an organisation start, or not. */
+void
+organization_set_sync_enabled(const Catalog *catalog, const char *org, bool enabled)
+{
+	Parameters	parameters = {0};
+
+	add_text(&parameters, org);
+	add_text(&parameters, enabled ? "true" : "false");
+	execute_as_owner(catalog,
+					 "UPDATE @schema@.cliniko_organizations"
+					 "   SET sync_enabled = $2::boolean, updated_at = now()"
+					 " WHERE organization_id = $1", &parameters, false);
+}
+
+/* The organisation of a row that holds a sealed key. */
+static char *
+sealed_row_id(SPITupleTable *table, uint64 row)
+{
+	return SPI_getvalue(table->vals[row], table->tupdesc, 1);
+}
+
+static bytea *
+sealed_row_key(SPITupleTable *table, uint64 row)
+{
+	bool		isnull;
+
+	return DatumGetByteaP(SPI_getbinval(table->vals[row], table->tupdesc, 2, &isnull));
+}
+
+static bool
+can_open(SPITupleTable *table, uint64 row, const char **problem)
+{
+	char	   *api_key = secret_open(sealed_row_key(table, row), sealed_row_id(table, row), problem);
+
+	if (api_key)
+		explicit_bzero(api_key, strlen(api_key));
+	return api_key != NULL;
+}
+
+/*
+ * Seal one organisation's key with the key that is now the first in the key
+ * file. Answers whether it could be opened.
+ */
+static bool
+reseal(const Catalog *catalog, const char *org, const bytea *sealed)
+{
+	const char *problem;
+	char	   *api_key = secret_open(sealed, org, &problem);
+	Parameters	parameters = {0};
+
+	if (api_key == NULL)
+		return false;
+	add_text(&parameters, org);
+	add_bytea(&parameters, secret_seal(api_key, org));
+	explicit_bzero(api_key, strlen(api_key));
+	execute_as_owner(catalog,
+					 "UPDATE @schema@.cliniko_organizations SET api_key_sealed = $2"
+					 " WHERE organization_id = $1", &parameters, false);
+	return true;
+}
+
+/*
+ * Put a new key into the key file and seal every API key with it. One that
+ * cannot be opened stays as it is; if that is all of them, nothing is done.
+ * Answers how many keys the file has. The file is one for all databases of
+ * the cluster, and so is the lock.
+ */
+int
+organization_reseal_all(const Catalog *catalog, int64 *resealed, int64 *unreadable)
+{
+	Parameters	none = {0};
+	LOCKTAG		tag;
+	SPITupleTable *table;
+	uint64		count;
+	const char *problem = NULL;
+	bool		any_readable = false;
+	int			keys;
+
+	SET_LOCKTAG_ADVISORY(tag, InvalidOid, 0, LOCK_KEY_FILE, LOCK_SPACE);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	count = execute_as_owner(catalog,
+							 "SELECT organization_id, api_key_sealed"
+							 "  FROM @schema@.cliniko_organizations"
+							 " WHERE api_key_sealed IS NOT NULL"
+							 " ORDER BY organization_id FOR UPDATE", &none, false);
+	table = SPI_tuptable;
+	*resealed = *unreadable = 0;
+	for (uint64 i = 0; i < count && !any_readable; i++)
+		any_readable = can_open(table, i, &problem);
+	if (count > 0 && !any_readable)
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_CONFLICT),
+				 errmsg("no stored API key can be read"),
+				 errdetail("CREDENTIALS_UNREADABLE"),
+				 errhint("%s", problem)));
+
+	keys = secret_add_key();
+	for (uint64 i = 0; i < count; i++)
+	{
+		if (reseal(catalog, sealed_row_id(table, i), sealed_row_key(table, i)))
+			(*resealed)++;
+		else
+			(*unreadable)++;
+	}
+	return keys;
+}
+
+/*
+ * Insert a run. One of changes begins at the start of the last complete run,
+ * less CHANGES_OVERLAP; where there is no full run to build upon, it becomes
+ * one. Its checkpoint tells the worker. Answers false where a run is running.
+ */
+static bool
+insert_run(const Catalog *catalog, const char *org, bool only_changes)
+{
+	Parameters	parameters = {0};
+
+	add_text(&parameters, org);
+	add_text(&parameters, only_changes ? OPERATION_INCREMENTAL : OPERATION_FULL);
+	return execute_as_owner(catalog,
+							"INSERT INTO @schema@.sync_logs"
+							" (organization_id, operation_type, status, started_at, metadata,"
+							"  checkpoint)"
+							" SELECT $1, kind.name, 'running', clock_timestamp(),"
+							"        jsonb_build_object('sync_type', kind.name, 'step', 'queued',"
+							"                           'progress_percent', 0,"
+							"                           'errors', '[]'::jsonb),"
+							"        CASE WHEN kind.since IS NOT NULL"
+							"             THEN jsonb_build_object('changed_since', kind.since) END"
+							"   FROM (SELECT to_char((started_at - interval '" CHANGES_OVERLAP "')"
+							"                        AT TIME ZONE 'UTC',"
+							"                        'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
+							"           FROM @schema@.sync_logs"
+							"          WHERE organization_id = $1 AND status = 'completed'"
+							"            AND operation_type IN ('" OPERATION_FULL "',"
+							"                                   '" OPERATION_INCREMENTAL "')"
+							"            AND $2 = '" OPERATION_INCREMENTAL "'"
+							"            AND EXISTS (SELECT FROM @schema@.sync_logs"
+							"                         WHERE organization_id = $1"
+							"                           AND status = 'completed'"
+							"                           AND operation_type = '" OPERATION_FULL "')"
+							"          ORDER BY id DESC LIMIT 1) AS last (since)"
+							"  RIGHT JOIN (VALUES (1)) AS one (row) ON true"
+							"  CROSS JOIN LATERAL (SELECT last.since,"
+							"             CASE WHEN last.since IS NULL THEN '" OPERATION_FULL "'"
+							"                  ELSE $2 END) AS kind (since, name)"
+							" ON CONFLICT (organization_id) WHERE status = 'running' DO NOTHING"
+							" RETURNING id, operation_type", &parameters, false) == 1;
+}
+
 /*
  * Find the run that is running, or insert one. A concurrent call for the same
  * organisation waits here, on the index that allows one, for the other's commit.
  */
 int64
-organization_start_run(const Catalog *catalog, const char *org, const char *operation_type,
-					   bool *started, char **running_type)
+organization_start_run(const Catalog *catalog, const char *org, bool only_changes,
+					   bool *started, char **operation_type)
 {
-	Parameters	inserted = {0};
-	Parameters	running = {0};
+	Parameters	parameters = {0};
 	bool		isnull;
 
-	add_text(&inserted, org);
-	add_text(&inserted, operation_type);
-	add_text(&running, org);
+	add_text(&parameters, org);
 	for (;;)
 	{
 		*started = false;
@@ -223,23 +381,14 @@ organization_start_run(const Catalog *catalog, const char *org, const char *oper
 							 "SELECT id, operation_type"
 							 "  FROM @schema@.sync_logs"
 							 " WHERE organization_id = $1 AND status = 'running'",
-							 &running, false) > 0)
+							 &parameters, false) > 0)
 			break;
-		*started = execute_as_owner(catalog,
-									"INSERT INTO @schema@.sync_logs"
-									" (organization_id, operation_type, status, started_at, metadata)"
-									" VALUES ($1, $2, 'running', clock_timestamp(),"
-									"  jsonb_build_object('sync_type', $2, 'step', 'queued',"
-									"                     'progress_percent', 0,"
-									"                     'errors', '[]'::jsonb))"
-									" ON CONFLICT (organization_id) WHERE status = 'running'"
-									" DO NOTHING"
-									" RETURNING id, operation_type", &inserted, false) == 1;
+		*started = insert_run(catalog, org, only_changes);
 		if (*started)
 			break;
 		/* somebody else's is running now, or has ended in between */
 	}
-	*running_type = text_column(2);
+	*operation_type = text_column(2);
 	return DatumGetInt64(column(1, &isnull));
 }
 

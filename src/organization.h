@@ -11,10 +11,9 @@
 
 typedef struct Organization
 {
-	bool		connected;		/* there is an API key */
+	bytea	   *api_key_sealed; /* NULL where it is not connected */
 	bool		sync_enabled;
-	char	   *api_key;		/* NULL where there is none, or it is unreadable */
-	char	   *shard;
+	char	   *shard;			/* NULL where it is not connected */
 	char	   *name;			/* may be NULL */
 } Organization;
 
@@ -24,9 +23,10 @@ extern void organization_load(const Catalog *catalog, const char *org, Organizat
 extern void organization_connect(const Catalog *catalog, const char *org, const char *name,
 								 const char *api_key, const char *shard);
 extern void organization_disconnect(const Catalog *catalog, const char *org);
-extern int64 organization_start_run(const Catalog *catalog, const char *org,
-									const char *operation_type, bool *started,
-									char **running_type);
+extern void organization_set_sync_enabled(const Catalog *catalog, const char *org, bool enabled);
+extern int	organization_reseal_all(const Catalog *catalog, int64 *resealed, int64 *unreadable);
+extern int64 organization_start_run(const Catalog *catalog, const char *org, bool only_changes,
+									bool *started, char **operation_type);
 extern int64 organization_cancel_run(const Catalog *catalog, const char *org);
 
 #endif							/* CLINISYNC_ORGANIZATION_H */

@@ -27,6 +27,9 @@
 
 #define NOTIFY_CHANNEL "clinisync"
 
+/* How far a run of changes can be, in percent, while more may yet be counted. */
+#define ALMOST_ALL 99.9
+
 static const char *const steps[] = {
 	[RUN_QUEUED] = "queued",
 	[RUN_CONNECTING] = "connecting",
@@ -176,11 +179,24 @@ run_fail(Run *run, ClinikoError error, const char *detail)
 	MemoryContextSwitchTo(old_context);
 }
 
+/* Where an enumeration begins: with everyone, or with what changed since a moment. */
+static void
+begin_cursor(ClinikoCursor *cursor, const char *changed_since)
+{
+	memset(cursor, 0, sizeof(*cursor));
+	strlcpy(cursor->changed_since, changed_since, CLINIKO_TIME_SIZE);
+	cursor->part = changed_since[0] != '\0' ? CLINIKO_UPDATED : CLINIKO_EVERYONE;
+}
+
 /* Enumerate from the beginning, in another order: everything is counted anew. */
 void
 run_start_over(Run *run, ClinikoOrder order)
 {
-	run->state = (RunState) {.cursor.order = order, .percent = run->state.percent};
+	RunState	fresh = {.percent = run->state.percent};
+
+	begin_cursor(&fresh.cursor, run->state.cursor.changed_since);
+	fresh.cursor.order = order;
+	run->state = fresh;
 	run->began_at = GetCurrentTimestamp();
 	run->began_with = 0;
 	run->found = -1;
@@ -201,9 +217,10 @@ run_update_percent(Run *run)
 {
 	double		percent = run->found > 0 ? 100.0 * run_accounted(run) / run->found : 0;
 
+	percent = Min(percent, run->state.cursor.changed_since[0] != '\0' ? ALMOST_ALL : 100);
 	if (run->step == RUN_COMPLETED)
 		percent = 100;
-	percent = Min(floor(percent * 10) / 10, 100);
+	percent = floor(percent * 10) / 10;
 	run->state.percent = Max(run->state.percent, percent);
 }
 
@@ -371,13 +388,21 @@ run_checkpoint(const Run *run)
 	StringInfoData json;
 
 	initStringInfo(&json);
+	appendStringInfoChar(&json, '{');
+	if (cursor->changed_since[0] != '\0')
+	{
+		appendStringInfo(&json, "\"part\": \"%s\", \"changed_since\": ",
+						 cursor->part == CLINIKO_ARCHIVED ? "archived" : "updated");
+		escape_json(&json, cursor->changed_since);
+		appendStringInfoString(&json, ", ");
+	}
 	if (cursor->order == CLINIKO_BY_ID)
-		appendStringInfo(&json, "{\"order\": \"id\", \"after_id\": \"" INT64_FORMAT "\"",
+		appendStringInfo(&json, "\"order\": \"id\", \"after_id\": \"" INT64_FORMAT "\"",
 						 cursor->after_id);
 	else
 	{
 		/* no more is needed: with what was seen, the second's first page will do */
-		appendStringInfoString(&json, "{\"order\": \"created_at\", \"since\": ");
+		appendStringInfoString(&json, "\"order\": \"created_at\", \"since\": ");
 		escape_json(&json, cursor->since);
 		appendStringInfoString(&json, ", \"seen\": [");
 		for (int i = 0; i < run->state.nseen; i++)
@@ -402,6 +427,19 @@ find_int64(JsonText object, const char *key, int64 otherwise)
 	int64		number;
 
 	return json_find(object, key, &value) && json_int64(value, &number) ? number : otherwise;
+}
+
+/* A moment of a JSON object, or an empty string. */
+static void
+find_time(JsonText object, const char *key, char moment[CLINIKO_TIME_SIZE])
+{
+	JsonText	value;
+	int			len = 0;
+
+	if (json_find(object, key, &value) && json_is_string(value) &&
+		value.len < CLINIKO_TIME_SIZE)
+		len = json_unescape(value, moment);
+	moment[len] = '\0';
 }
 
 /* Take over the errors that the run had met. */
@@ -430,6 +468,7 @@ void
 run_restore(Run *run, const char *checkpoint, const char *metadata)
 {
 	ClinikoCursor *cursor = &run->state.cursor;
+	char		since[CLINIKO_TIME_SIZE];
 	JsonText	object;
 	JsonText	value;
 	JsonWalk	walk;
@@ -439,12 +478,14 @@ run_restore(Run *run, const char *checkpoint, const char *metadata)
 		restore_errors(run, object);
 	if (!json_check(checkpoint, strlen(checkpoint), &object))
 		return;
+	find_time(object, "changed_since", since);
+	begin_cursor(cursor, since);
+	if (json_find(object, "part", &value) && json_equals(value, "archived"))
+		cursor->part = CLINIKO_ARCHIVED;
 	if (json_find(object, "order", &value) && json_equals(value, "created_at"))
 		cursor->order = CLINIKO_BY_CREATION;
 	cursor->after_id = find_int64(object, "after_id", 0);
-	if (json_find(object, "since", &value) && json_is_string(value) &&
-		value.len < CLINIKO_TIME_SIZE)
-		cursor->since[json_unescape(value, cursor->since)] = '\0';
+	find_time(object, "since", cursor->since);
 	if (json_find(object, "seen", &value) && json_is_array(value))
 	{
 		json_walk(value, &walk);

@@ -11,6 +11,11 @@
 
 #include "cliniko.h"
 
+/* As callers see it in operation_type. */
+#define OPERATION_FULL "full_patients"
+#define OPERATION_INCREMENTAL "incremental_patients"
+#define OPERATION_ACTIVE "active_patients"	/* in logs of other programs */
+
 /* As callers see it in metadata.step. */
 typedef enum RunStep
 {
@@ -48,7 +53,8 @@ typedef struct Run
 	int64		id;
 	char	   *organization_id;
 	char	   *operation_type;
-	char	   *api_key;
+	char	   *api_key;		/* NULL where it cannot be read */
+	const char *key_problem;	/* then, why; NULL if not */
 	char	   *shard;
 	TimestampTz started_at;		/* when it was asked for */
 

@@ -1,13 +1,15 @@
 /*
  * secret.h
- *		The form in which an API key is kept in a table.
+ *		Seal and open an API key.
  */
 #ifndef CLINISYNC_SECRET_H
 #define CLINISYNC_SECRET_H
 
 #include "postgres.h"
 
-extern bytea *secret_seal(const char *secret);
-extern char *secret_open(const bytea *sealed);
+extern bytea *secret_seal(const char *secret, const char *organization_id);
+extern char *secret_open(const bytea *sealed, const char *organization_id,
+						 const char **problem);
+extern int	secret_add_key(void);
 
 #endif							/* CLINISYNC_SECRET_H */

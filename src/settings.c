@@ -27,6 +27,7 @@ char	   *clinisync_base_url;
 char	   *clinisync_vendor_name;
 char	   *clinisync_contact_email;
 char	   *clinisync_ca_file;
+char	   *clinisync_key_file;
 int			clinisync_page_size;
 int			clinisync_batch_size;
 int			clinisync_requests_per_minute;
@@ -35,6 +36,9 @@ int			clinisync_retry_window;
 int			clinisync_max_running_syncs;
 int			clinisync_max_response_size;
 int			clinisync_idle_timeout;
+
+/* Read by cliniko_claimed_organization(), which is SQL. */
+static char *clinisync_org_claim;
 
 /* Paths are appended with a slash of their own. */
 static bool
@@ -119,6 +123,24 @@ check_contact_email(char **newval, void **extra, GucSource source)
 	return false;
 }
 
+static bool
+check_key_file(char **newval, void **extra, GucSource source)
+{
+	if ((*newval)[0] != '\0' && strlen(*newval) < MAXPGPATH / 2)
+		return true;
+	GUC_check_errdetail("The path of a file is expected.");
+	return false;
+}
+
+static bool
+check_org_claim(char **newval, void **extra, GucSource source)
+{
+	if ((*newval)[0] != '\0')
+		return true;
+	GUC_check_errdetail("The name of a claim, such as org_id, is expected.");
+	return false;
+}
+
 /*
  * Define the settings. What a value means is said here once; the README
  * repeats it for people.
@@ -146,6 +168,11 @@ settings_define(void)
 							   "Empty: the operating system's.",
 							   &clinisync_ca_file, "",
 							   PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("clinisync.key_file",
+							   "The file of keys that API keys are sealed with.",
+							   "A relative path begins in the data directory; made on first use.",
+							   &clinisync_key_file, "clinisync.key",
+							   PGC_SUSET, GUC_SUPERUSER_ONLY, check_key_file, NULL, NULL);
 	DefineCustomIntVariable("clinisync.page_size",
 							"How many patients a request asks for.",
 							"Cliniko allows up to 100.",
@@ -186,6 +213,11 @@ settings_define(void)
 							NULL,
 							&clinisync_idle_timeout, 60000, 1, INT_MAX,
 							PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomStringVariable("clinisync.org_claim",
+							   "Where a token names the organization that its bearer may see.",
+							   "A claim, or a path to one: \"app_metadata.org_id\".",
+							   &clinisync_org_claim, "org_id",
+							   PGC_SUSET, 0, check_org_claim, NULL, NULL);
 	MarkGUCPrefixReserved("clinisync");
 }
 

@@ -41,6 +41,7 @@
 #include "compat.h"
 #include "patient.h"
 #include "secret.h"
+#include "statement.h"
 #include "store.h"
 
 /* What the upsert reads from. */
@@ -182,53 +183,6 @@ transaction(Work work, void *arg, bool farewell)
 	return result;
 }
 
-/* A statement that is prepared once, for the schema that it names. */
-typedef struct Statement
-{
-	SPIPlanPtr	plan;
-	const char *schema;			/* last_catalog.schema when it was prepared */
-} Statement;
-
-static bool
-is_prepared(const Statement *statement)
-{
-	return statement->plan != NULL && statement->schema == last_catalog.schema;
-}
-
-/* Prepare a statement unless it is. */
-static void
-prepare(Statement *statement, const Catalog *catalog, const char *template,
-		int nargs, Oid *types)
-{
-	SPIPlanPtr	plan;
-
-	if (is_prepared(statement))
-		return;
-	plan = SPI_prepare(catalog_sql(catalog, template), nargs, types);
-	if (plan == NULL)
-		elog(ERROR, "could not prepare a statement: %s", SPI_result_code_string(SPI_result));
-	SPI_keepplan(plan);
-	if (statement->plan)
-		SPI_freeplan(statement->plan);
-	statement->plan = plan;
-	statement->schema = last_catalog.schema;
-}
-
-static void
-execute(const Statement *statement, Datum *values, const char *nulls, int expected)
-{
-	int			code = SPI_execute_plan(statement->plan, values, nulls, false, 0);
-
-	if (code != expected)
-		elog(ERROR, "unexpected result of a statement: %s", SPI_result_code_string(code));
-}
-
-static Datum
-column(uint64 row, int number, bool *isnull)
-{
-	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, isnull);
-}
-
 /*
  * Listing and loading
  */
@@ -248,12 +202,12 @@ list_running(const Catalog *catalog, void *arg)
 	MemoryContext old_context;
 
 	settings_refresh();
-	prepare(&statement, catalog,
+	statement_prepare(&statement, catalog,
 			"SELECT id, organization_id"
 			"  FROM @schema@.sync_logs"
 			" WHERE status = 'running'"
 			" ORDER BY id", 0, NULL);
-	execute(&statement, NULL, NULL, SPI_OK_SELECT);
+	statement_execute(&statement, NULL, NULL, false);
 
 	old_context = MemoryContextSwitchTo(list->context);
 	list->nkeys = SPI_processed;
@@ -262,8 +216,8 @@ list_running(const Catalog *catalog, void *arg)
 	{
 		bool		isnull;
 
-		list->keys[i].id = DatumGetInt64(column(i, 1, &isnull));
-		list->keys[i].organization_id = TextDatumGetCString(column(i, 2, &isnull));
+		list->keys[i].id = DatumGetInt64(statement_column(i, 1, &isnull));
+		list->keys[i].organization_id = TextDatumGetCString(statement_column(i, 2, &isnull));
 	}
 	MemoryContextSwitchTo(old_context);
 }
@@ -301,14 +255,14 @@ load_run(const Catalog *catalog, void *arg)
 	Datum		value;
 	bool		isnull;
 
-	prepare(&statement, catalog,
+	statement_prepare(&statement, catalog,
 			"SELECT l.operation_type, l.started_at, l.checkpoint::text, l.metadata::text,"
 			"       o.api_key_sealed, o.shard"
 			"  FROM @schema@.sync_logs l"
 			"  LEFT JOIN @schema@.cliniko_organizations o"
 			"         ON o.organization_id = l.organization_id"
 			" WHERE l.organization_id = $1 AND l.id = $2 AND l.status = 'running'", 2, types);
-	execute(&statement, values, NULL, SPI_OK_SELECT);
+	statement_execute(&statement, values, NULL, false);
 	if (SPI_processed != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_CLINISYNC_GONE),
@@ -317,19 +271,23 @@ load_run(const Catalog *catalog, void *arg)
 	old_context = MemoryContextSwitchTo(run->context);
 	run->id = load->key->id;
 	run->organization_id = pstrdup(load->key->organization_id);
-	run->operation_type = TextDatumGetCString(column(0, 1, &isnull));
-	run->started_at = DatumGetTimestampTz(column(0, 2, &isnull));
-	value = column(0, 5, &isnull);
-	if (!isnull)
-		run->api_key = secret_open(DatumGetByteaPP(value));
-	value = column(0, 6, &isnull);
+	run->operation_type = TextDatumGetCString(statement_column(0, 1, &isnull));
+	run->started_at = DatumGetTimestampTz(statement_column(0, 2, &isnull));
+	value = statement_column(0, 5, &isnull);
+	if (isnull)
+		run->key_problem = "It was removed: pass the API key to cliniko_connect() again.";
+	else
+		run->api_key = secret_open(DatumGetByteaPP(value), run->organization_id,
+								   &run->key_problem);
+	value = statement_column(0, 6, &isnull);
 	if (!isnull)
 		run->shard = TextDatumGetCString(value);
 	MemoryContextSwitchTo(old_context);
 
-	value = column(0, 3, &isnull);
+	value = statement_column(0, 3, &isnull);
 	if (!isnull)
-		run_restore(run, TextDatumGetCString(value), TextDatumGetCString(column(0, 4, &isnull)));
+		run_restore(run, TextDatumGetCString(value),
+					TextDatumGetCString(statement_column(0, 4, &isnull)));
 }
 
 /*
@@ -379,14 +337,14 @@ save_progress(const Catalog *catalog, void *arg)
 	char		nulls[] = "          ";
 
 	nulls[7] = run->error ? ' ' : 'n';
-	prepare(&statement, catalog,
+	statement_prepare(&statement, catalog,
 			"UPDATE @schema@.sync_logs"
 			"   SET status = $3, records_processed = $4, records_success = $5,"
 			"       records_failed = $6, metadata = $7::jsonb, error_details = $8,"
 			"       checkpoint = $9::jsonb, updated_at = clock_timestamp(),"
 			"       completed_at = CASE WHEN $10 THEN clock_timestamp() END"
 			" WHERE organization_id = $1 AND id = $2 AND status = 'running'", 10, types);
-	execute(&statement, values, nulls, SPI_OK_UPDATE);
+	statement_execute(&statement, values, nulls, false);
 	if (SPI_processed != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_CLINISYNC_GONE),
@@ -454,7 +412,7 @@ look_up(const Catalog *catalog, BatchArg *batch)
 	values[0] = CStringGetTextDatum(batch->run->organization_id);
 	values[1] = PointerGetDatum(construct_array(ids, batch->nrecords, INT8OID, sizeof(int64),
 												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	prepare(&statement, catalog,
+	statement_prepare(&statement, catalog,
 			"SELECT p.cliniko_patient_id IS NOT NULL AS known,"
 			"       coalesce(p.deleted, false), coalesce(p.comparable, false), p.record_hash"
 			"  FROM unnest($2) WITH ORDINALITY AS wanted (id, place)"
@@ -466,7 +424,7 @@ look_up(const Catalog *catalog, BatchArg *batch)
 			"         WHERE organization_id = $1 AND cliniko_patient_id = wanted.id"
 			"        OFFSET 0) p ON true"
 			" ORDER BY wanted.place", 2, types);
-	execute(&statement, values, NULL, SPI_OK_SELECT);
+	statement_execute(&statement, values, NULL, false);
 }
 
 /* Count the records that are as the table has them, and read those that are not. */
@@ -482,7 +440,7 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 	{
 		ClinikoRecord *record = &batch->records[i];
 		Change	   *change = &changes[nchanges];
-		bool		comparable = DatumGetBool(column(i, 3, &isnull));
+		bool		comparable = DatumGetBool(statement_column(i, 3, &isnull));
 
 		if (record->id == 0)
 		{
@@ -493,9 +451,9 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 		run->state.archived += record->archived;
 		change->id = record->id;
 		change->hash = patient_hash(record->json);
-		change->known = DatumGetBool(column(i, 1, &isnull));
-		change->restored = DatumGetBool(column(i, 2, &isnull));
-		if (comparable && DatumGetInt64(column(i, 4, &isnull)) == change->hash)
+		change->known = DatumGetBool(statement_column(i, 1, &isnull));
+		change->restored = DatumGetBool(statement_column(i, 2, &isnull));
+		if (comparable && DatumGetInt64(statement_column(i, 4, &isnull)) == change->hash)
 		{
 			run->state.unchanged++;
 			continue;
@@ -610,9 +568,9 @@ upsert(const Catalog *catalog, const char *organization_id, Change *changes, int
 	SPI_unregister_relation(CHANGES_RELATION);	/* an error may have left one */
 	if (SPI_register_relation(relation) != SPI_OK_REL_REGISTER)
 		elog(ERROR, "could not register the changed rows");
-	if (!is_prepared(&statement))
-		prepare(&statement, catalog, upsert_sql(columns), lengthof(types), types);
-	execute(&statement, args, NULL, SPI_OK_INSERT);
+	if (!statement_is_prepared(&statement, catalog))
+		statement_prepare(&statement, catalog, upsert_sql(columns), lengthof(types), types);
+	statement_execute(&statement, args, NULL, false);
 	SPI_unregister_relation(CHANGES_RELATION);
 	tuplestore_end(rows);
 	return SPI_processed;

@@ -195,7 +195,8 @@ check_prerequisites(Sync *sync)
 			 psprintf("Its encoding is %s: create one with ENCODING 'UTF8'.",
 					  GetDatabaseEncodingName()));
 	else if (run->api_key == NULL || run->shard == NULL)
-		fail(sync, CLINIKO_CREDENTIALS_UNREADABLE, NULL);
+		fail(sync, CLINIKO_CREDENTIALS_UNREADABLE,
+			 run->key_problem ? run->key_problem : CLINIKO_SHARD_UNKNOWN);
 	else if ((sync->account = cliniko_account(run->api_key, run->shard)) == NULL)
 		fail(sync, CLINIKO_CONFIGURATION_ERROR, settings_contact_email_unset());
 }
@@ -236,8 +237,6 @@ sync_free(Sync *sync)
 		cliniko_free_page(sync->page);
 	if (sync->transfer)
 		transfer_release(sync->transport, sync->transfer);
-	if (sync->account)
-		explicit_bzero(sync->account->api_key, strlen(sync->account->api_key));
 	run_free(sync->run);
 }
 

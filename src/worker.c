@@ -70,11 +70,6 @@
 /* The worker, as pg_stat_activity.backend_type shows it. */
 #define WORKER_TYPE "clinisync worker"
 
-/* The fourth field of our lock tags; users' advisory locks have 1 or 2 there. */
-#define LOCK_SPACE 0x636c
-#define LOCK_WORKER 1
-#define LOCK_START 2
-
 /* How much freed memory the process keeps for the next batch, in bytes. */
 #define KEPT_MEMORY (8 * 1024 * 1024)
 

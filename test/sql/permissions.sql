@@ -64,10 +64,12 @@ FROM unnest('{cliniko_sync_all, cliniko_sync, cliniko_cancel_sync, cliniko_disco
 SELECT pg_temp.refusal('SELECT public.cliniko_sync_all_organizations()');
 RESET ROLE;
 
--- who can read their ids can act on them, with the functions' hands alone, and never reads a key
+-- who can see one can act on it, with the functions' hands alone, and never reads a key
 GRANT SELECT (organization_id) ON cliniko_organizations TO regress_clinisync_stranger;
 INSERT INTO sync_logs (organization_id, id, operation_type, status) VALUES ('clinic', 1001, 'full_patients', 'running');
 SET LOCAL ROLE regress_clinisync_stranger;
+SELECT pg_temp.refusal($$ SELECT public.cliniko_cancel_sync('clinic') $$);
+SET LOCAL request.jwt.claims = '{"org_id": "clinic"}';
 SELECT public.cliniko_cancel_sync('clinic') ->> 'message';
 SELECT pg_temp.refusal($$ SELECT public.cliniko_sync_logs('clinic') $$);
 SELECT pg_temp.refusal($$ SELECT public.cliniko_status('clinic') $$);
@@ -85,6 +87,7 @@ RESET ROLE;
 
 -- nor does it make tables, or drop what others installed
 DROP TABLE cliniko_organizations, patients, sync_logs;
+DROP FUNCTION cliniko_claimed_organization;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 SET LOCAL ROLE regress_clinisync_stranger;
 SELECT pg_temp.refusal($$ SELECT public.cliniko_setup() $$);

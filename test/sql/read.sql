@@ -55,7 +55,10 @@ $$;
 ALTER DATABASE :"DBNAME" SET clinisync.idle_timeout = '1h';
 BEGIN;
 CREATE EXTENSION clinisync;
-SELECT clinisync_ensure_worker();
+SELECT cliniko_setup() ->> 'message';
+INSERT INTO cliniko_organizations (organization_id) VALUES ('clinic');
+INSERT INTO sync_logs (organization_id, operation_type, status) VALUES ('clinic', 'full_patients', 'running');
+SELECT cliniko_sync_logs('clinic') #> '{logs,0,status}';
 ROLLBACK;
 CALL pg_temp.await_worker();
 

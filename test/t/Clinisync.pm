@@ -125,6 +125,40 @@ sub call
 	return decode_json($self->sql("SELECT $expression"));
 }
 
+# What a statement returns where PostgREST sends it: as this role, with the
+# claims of a token.
+sub as_role
+{
+	my ($self, $role, $claims, $sql) = @_;
+	return $self->sql(request($role, $claims) . $sql);
+}
+
+# Likewise, of an expression of type jsonb.
+sub call_as
+{
+	my ($self, $role, $claims, $expression) = @_;
+	return decode_json($self->as_role($role, $claims, "SELECT $expression"));
+}
+
+sub request
+{
+	my ($role, $claims) = @_;
+	my $token = $json->encode($claims);
+
+	$token =~ s/'/''/g;
+	return qq(SET ROLE "$role"; SET request.jwt.claims = '$token';\n);
+}
+
+# What is said of a statement that must fail, with its SQLSTATE.
+sub refusal
+{
+	my ($self, $sql) = @_;
+	my ($code, undef, $error) = $self->node->psql($self->name, $sql,
+		on_error_stop => 1, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+
+	return $code == 0 ? 'not refused' : $error;
+}
+
 # A session that lasts.
 sub session
 {
@@ -161,6 +195,13 @@ sub start
 	return $self->call("cliniko_sync_all('$org')");
 }
 
+# Start a run of what changed; answers what cliniko_sync_changes() does.
+sub start_changes
+{
+	my ($self, $org) = @_;
+	return $self->call("cliniko_sync_changes('$org')");
+}
+
 # Start a run of each organisation, all in one statement.
 sub start_all
 {
@@ -193,6 +234,15 @@ sub sync
 {
 	my ($self, $org) = @_;
 	$self->start($org);
+	$self->wait_for_runs($org);
+	return $self->newest_run($org);
+}
+
+# Run a sync of what changed to its end; answers the run.
+sub sync_changes
+{
+	my ($self, $org) = @_;
+	$self->start_changes($org);
 	$self->wait_for_runs($org);
 	return $self->newest_run($org);
 }

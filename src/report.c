@@ -1,0 +1,248 @@
+/*
+ * report.c
+ *		What callers read of an organization, as JSON.
+ *
+ * All of it is read with the caller's own rights, so that row-level security
+ * applies whatever a statement here says. The answers' keys are the callers'
+ * contract (docs/API_REFERENCE.md).
+ *
+ * Expects a connection to SPI. Memory: answers are palloc'ed in the context
+ * that was current when SPI was connected.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/timestamp.h"
+
+#include "report.h"
+#include "statement.h"
+
+/* A moment as ISO 8601 in UTC, whatever the session's time zone; see append_time(). */
+#define UTC(moment) \
+	"to_char(" moment " AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
+
+/* The one row's first column, in memory that outlives SPI. */
+static Datum
+take_answer(void)
+{
+	bool		isnull;
+	Datum		answer = statement_column(0, 1, &isnull);
+
+	return SPI_datumTransfer(answer, false, -1);
+}
+
+/* The one row's second column. */
+static bool
+take_flag(void)
+{
+	bool		isnull;
+
+	return DatumGetBool(statement_column(0, 2, &isnull));
+}
+
+static Datum
+nullable_text(const char *text, char *isnull)
+{
+	*isnull = text ? ' ' : 'n';
+	return text ? CStringGetTextDatum(text) : (Datum) 0;
+}
+
+/* Tell of the newest runs, and whether one of them is running. */
+Datum
+report_logs(const Catalog *catalog, const char *org, const LogFilter *filter, bool *running)
+{
+	static Statement statement;
+	Oid			types[] = {TEXTOID, INT4OID, TEXTOID, TEXTOID};
+	char		nulls[] = "    ";
+	Datum		values[] = {
+		CStringGetTextDatum(org),
+		Int32GetDatum(filter->max_rows),
+		nullable_text(filter->status, &nulls[2]),
+		nullable_text(filter->operation_type, &nulls[3])
+	};
+
+	statement_prepare(&statement, catalog,
+					  "WITH newest AS ("
+					  "    SELECT id, organization_id, operation_type, status, started_at,"
+					  "           completed_at, records_processed, records_success,"
+					  "           records_failed, metadata, error_details"
+					  "      FROM @schema@.sync_logs"
+					  "     WHERE organization_id = $1"
+					  "       AND ($3 IS NULL OR status = $3)"
+					  "       AND ($4 IS NULL OR operation_type = $4)"
+					  "     ORDER BY id DESC LIMIT $2),"
+					  " counted AS ("
+					  "    SELECT count(*) AS total"
+					  "      FROM @schema@.sync_logs"
+					  "     WHERE organization_id = $1"
+					  "       AND ($3 IS NULL OR status = $3)"
+					  "       AND ($4 IS NULL OR operation_type = $4)),"
+					  " listed AS ("
+					  "    SELECT coalesce(bool_or(status = 'running'), false) AS running,"
+					  "           coalesce(jsonb_agg(jsonb_build_object("
+					  "               'id', id,"
+					  "               'organization_id', organization_id,"
+					  "               'operation_type', operation_type,"
+					  "               'status', status,"
+					  "               'started_at', " UTC("started_at") ","
+					  "               'completed_at', " UTC("completed_at") ","
+					  "               'records_processed', records_processed,"
+					  "               'records_success', records_success,"
+					  "               'records_failed', records_failed,"
+					  "               'metadata', metadata,"
+					  "               'error_details', error_details"
+					  "           ) ORDER BY id DESC), '[]') AS logs"
+					  "      FROM newest)"
+					  " SELECT jsonb_build_object("
+					  "            'organization_id', $1,"
+					  "            'logs', listed.logs,"
+					  "            'total_count', counted.total,"
+					  "            'has_more', counted.total > $2),"
+					  "        listed.running"
+					  "   FROM listed, counted", lengthof(types), types);
+	statement_execute(&statement, values, nulls, true);
+	*running = take_flag();
+	return take_answer();
+}
+
+/* Tell how an organization stands, and whether a run is running. */
+Datum
+report_status(const Catalog *catalog, const char *org, bool *running)
+{
+	static Statement statement;
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(org)};
+
+	statement_prepare(&statement, catalog,
+					  "WITH latest AS ("
+					  "    SELECT status, operation_type,"
+					  "           round(extract(epoch FROM coalesce(completed_at,"
+					  "               clock_timestamp()) - started_at))::bigint AS seconds"
+					  "      FROM @schema@.sync_logs"
+					  "     WHERE organization_id = $1"
+					  "     ORDER BY id DESC LIMIT 1),"
+					  " last_completed AS ("
+					  "    SELECT completed_at"
+					  "      FROM @schema@.sync_logs"
+					  "     WHERE organization_id = $1 AND status = 'completed'"
+					  "     ORDER BY id DESC LIMIT 1),"
+					  " last_full AS ("
+					  "    SELECT records_processed, metadata -> 'success_rate' AS success_rate"
+					  "      FROM @schema@.sync_logs"
+					  "     WHERE organization_id = $1 AND status = 'completed'"
+					  "       AND operation_type = 'full_patients'"
+					  "     ORDER BY id DESC LIMIT 1),"
+					  " counts AS ("
+					  "    SELECT count(*) FILTER (WHERE deleted_at IS NULL) AS synced,"
+					  "           count(*) FILTER (WHERE deleted_at IS NULL"
+					  "                              AND archived_at IS NULL) AS active,"
+					  "           count(*) FILTER (WHERE deleted_at IS NULL"
+					  "                              AND archived_at IS NOT NULL) AS archived,"
+					  "           count(*) FILTER (WHERE deleted_at IS NOT NULL) AS deleted"
+					  "      FROM @schema@.patients"
+					  "     WHERE organization_id = $1 AND cliniko_patient_id IS NOT NULL)"
+					  " SELECT jsonb_build_object("
+					  "            'organization_id', $1,"
+					  "            'sync_status', coalesce(latest.status, 'never_synced'),"
+					  "            'last_sync', " UTC("last_completed.completed_at") ","
+					  "            'operation_type', latest.operation_type,"
+					  "            'sync_duration', CASE"
+					  "                WHEN seconds < 60 THEN format('%ss', seconds)"
+					  "                WHEN seconds < 3600"
+					  "                    THEN format('%sm %ss', seconds / 60, seconds % 60)"
+					  "                WHEN seconds IS NOT NULL"
+					  "                    THEN format('%sh %sm', seconds / 3600,"
+					  "                                seconds / 60 % 60) END,"
+					  "            'patient_counts', jsonb_build_object("
+					  "                'total_in_cliniko', last_full.records_processed,"
+					  "                'synced_to_database', counts.synced,"
+					  "                'active', counts.active,"
+					  "                'archived', counts.archived,"
+					  "                'deleted', counts.deleted,"
+					  "                'success_rate', last_full.success_rate)),"
+					  "        coalesce(latest.status = 'running', false)"
+					  "   FROM counts"
+					  "   LEFT JOIN latest ON true"
+					  "   LEFT JOIN last_completed ON true"
+					  "   LEFT JOIN last_full ON true", lengthof(types), types);
+	statement_execute(&statement, values, NULL, true);
+	*running = take_flag();
+	return take_answer();
+}
+
+/* What the caller typed is text to look for, not a pattern: make a pattern of it. */
+static char *
+search_pattern(const char *search)
+{
+	StringInfoData pattern;
+
+	if (search == NULL)
+		return NULL;
+	initStringInfo(&pattern);
+	appendStringInfoChar(&pattern, '%');
+	for (const char *c = search; *c; c++)
+	{
+		if (strchr("\\%_", *c))
+			appendStringInfoChar(&pattern, '\\');
+		appendStringInfoChar(&pattern, *c);
+	}
+	appendStringInfoChar(&pattern, '%');
+	return pattern.data;
+}
+
+/* List patients that are neither archived nor deleted, by their ids in Cliniko. */
+Datum
+report_active_patients(const Catalog *catalog, const char *org, const PatientFilter *filter)
+{
+	static Statement statement;
+	Oid			types[] = {TEXTOID, INT4OID, INT4OID, TEXTOID, TIMESTAMPTZOID};
+	char		nulls[] = "     ";
+	Datum		values[] = {
+		CStringGetTextDatum(org),
+		Int32GetDatum(filter->max_rows),
+		Int32GetDatum(filter->skip_rows),
+		nullable_text(search_pattern(filter->search), &nulls[3]),
+		filter->last_synced_after ? TimestampTzGetDatum(*filter->last_synced_after) : (Datum) 0
+	};
+
+	nulls[4] = filter->last_synced_after ? ' ' : 'n';
+	statement_prepare(&statement, catalog,
+					  "WITH matching AS NOT MATERIALIZED ("
+					  "    SELECT p.*"
+					  "      FROM @schema@.patients p"
+					  "     WHERE organization_id = $1"
+					  "       AND cliniko_patient_id IS NOT NULL"
+					  "       AND archived_at IS NULL"
+					  "       AND deleted_at IS NULL"
+					  "       AND ($4 IS NULL OR first_name ILIKE $4 OR last_name ILIKE $4"
+					  "            OR preferred_first_name ILIKE $4 OR email ILIKE $4"
+					  "            OR concat_ws(' ', first_name, last_name) ILIKE $4)"
+					  "       AND ($5 IS NULL OR last_synced_at > $5)),"
+					  " shown AS ("
+					  "    SELECT * FROM matching"
+					  "     ORDER BY cliniko_patient_id LIMIT $2 OFFSET $3),"
+					  " counted AS (SELECT count(*) AS total FROM matching)"
+					  " SELECT jsonb_build_object("
+					  "            'patients', coalesce((SELECT jsonb_agg(jsonb_build_object("
+					  "                'id', id,"
+					  "                'cliniko_patient_id', cliniko_patient_id::text,"
+					  "                'first_name', first_name,"
+					  "                'last_name', last_name,"
+					  "                'email', email,"
+					  "                'phone', phone,"
+					  "                'date_of_birth', date_of_birth,"
+					  "                'last_synced', " UTC("last_synced_at") ","
+					  "                'sync_status', 'success'"
+					  "            ) ORDER BY cliniko_patient_id) FROM shown), '[]'),"
+					  "            'pagination', jsonb_build_object("
+					  "                'total', counted.total,"
+					  "                'limit', $2,"
+					  "                'offset', $3,"
+					  "                'has_next', counted.total > $3::bigint + $2))"
+					  "   FROM counted", lengthof(types), types);
+	statement_execute(&statement, values, nulls, true);
+	return take_answer();
+}

@@ -1,0 +1,64 @@
+/*
+ * statement.c
+ *		SQL statements that are prepared once in a session.
+ *
+ * A statement names the extension's schema as @schema@. It is prepared when it
+ * is first needed, and anew should the extension come back in another schema;
+ * PostgreSQL itself replans it when a table or the caller's role changes.
+ *
+ * Expects a connection to SPI. Memory: plans stay until the session ends.
+ */
+#include "postgres.h"
+
+#include "utils/memutils.h"
+
+#include "statement.h"
+
+/* Whether a statement need not be prepared, and its text not be made. */
+bool
+statement_is_prepared(const Statement *statement, const Catalog *catalog)
+{
+	return statement->plan != NULL && strcmp(statement->schema, catalog->schema) == 0;
+}
+
+/* Prepare a statement unless it is. */
+void
+statement_prepare(Statement *statement, const Catalog *catalog, const char *template,
+				  int nargs, Oid *types)
+{
+	SPIPlanPtr	plan;
+	char	   *schema;
+
+	if (statement_is_prepared(statement, catalog))
+		return;
+	plan = SPI_prepare(catalog_sql(catalog, template), nargs, types);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare a statement: %s", SPI_result_code_string(SPI_result));
+	schema = MemoryContextStrdup(TopMemoryContext, catalog->schema);
+	SPI_keepplan(plan);
+	if (statement->plan)
+	{
+		SPI_freeplan(statement->plan);
+		pfree(statement->schema);
+	}
+	statement->plan = plan;
+	statement->schema = schema;
+}
+
+/* Execute a statement with the rights of the moment. Answers its rows' number. */
+uint64
+statement_execute(const Statement *statement, Datum *values, const char *nulls, bool read_only)
+{
+	int			code = SPI_execute_plan(statement->plan, values, nulls, read_only, 0);
+
+	if (code < 0)
+		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));
+	return SPI_processed;
+}
+
+/* A column, counted from 1, of a row that the last statement returned. */
+Datum
+statement_column(uint64 row, int number, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, isnull);
+}

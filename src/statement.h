@@ -1,0 +1,28 @@
+/*
+ * statement.h
+ *		SQL statements that are prepared once in a session.
+ */
+#ifndef CLINISYNC_STATEMENT_H
+#define CLINISYNC_STATEMENT_H
+
+#include "postgres.h"
+
+#include "executor/spi.h"
+
+#include "catalog.h"
+
+/* A statement that is prepared once, for the schema that it names. Zeroed: not yet. */
+typedef struct Statement
+{
+	SPIPlanPtr	plan;
+	char	   *schema;			/* the extension's when it was prepared */
+} Statement;
+
+extern bool statement_is_prepared(const Statement *statement, const Catalog *catalog);
+extern void statement_prepare(Statement *statement, const Catalog *catalog,
+							  const char *template, int nargs, Oid *types);
+extern uint64 statement_execute(const Statement *statement, Datum *values, const char *nulls,
+								bool read_only);
+extern Datum statement_column(uint64 row, int number, bool *isnull);
+
+#endif							/* CLINISYNC_STATEMENT_H */
