@@ -1,0 +1,69 @@
+#!/usr/bin/env node
+// Issues a token for the REST API: a JWT that says which database role a request has, and which
+// organization it may see. Meant for trying things out and for scripts; users of an application get
+// theirs from whatever signs them in.
+
+import { readFile } from 'node:fs/promises';
+import { pathToFileURL } from 'node:url';
+import { parseArgs } from 'node:util';
+import { SignJWT } from 'jose';
+
+const USAGE = `Usage: node http/token.mjs --secret-file FILE --role ROLE [--org ID] [options]
+
+Prints a token for the REST API.
+
+  --secret-file FILE  the secret that postgrest.conf names in jwt-secret (at least 32 characters)
+  --role ROLE         the database role, which cliniko_grant() has made a viewer, manager or admin
+  --org ID            the organization that a viewer or manager may see
+  --claim PATH        where the token names it: as clinisync.org_claim has it (default: org_id)
+  --expires TIME      after what time it is no longer good: 15m, 1h, 30d (default: 1h)
+  --help              show this`;
+const SHORTEST_SECRET = 32;
+
+/** A claim at a path such as app_metadata.org_id. */
+function nest(path, value) {
+  return path.split('.').reduceRight((inner, name) => ({ [name]: inner }), value);
+}
+
+/**
+ * A signed token. secret: text; role: a database role; org: an organization's id, or none; claim: where
+ * it goes, dots leading inwards; expires: a span such as '1h', or a Date.
+ */
+export async function issueToken(secret, { role, org, claim = 'org_id', expires = '1h' }) {
+  return new SignJWT({ role, ...(org === undefined ? {} : nest(claim, org)) })
+    .setProtectedHeader({ alg: 'HS256', typ: 'JWT' })
+    .setIssuedAt()
+    .setExpirationTime(expires)
+    .sign(new TextEncoder().encode(secret));
+}
+
+function readArguments() {
+  const text = { type: 'string' };
+  const { values } = parseArgs({
+    options: { 'secret-file': text, role: text, org: text, claim: text, expires: text, help: { type: 'boolean' } },
+  });
+  if (values.help) return { help: true };
+  for (const name of ['secret-file', 'role']) {
+    if (!values[name]) throw new Error(`--${name} is missing`);
+  }
+  return values;
+}
+
+async function main() {
+  const { help, 'secret-file': secretFile, ...claims } = readArguments();
+  if (help) return USAGE;
+  const secret = (await readFile(secretFile, 'utf8')).trim();
+  if (secret.length < SHORTEST_SECRET) {
+    throw new Error(`the secret in ${secretFile} has fewer than ${SHORTEST_SECRET} characters`);
+  }
+  return issueToken(secret, claims);
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  try {
+    console.log(await main());
+  } catch (error) {
+    console.error(`token: ${error.message}\nTry --help.`);
+    process.exit(2);
+  }
+}

