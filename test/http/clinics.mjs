@@ -106,7 +106,7 @@ class Clinics {
     await this.untilDone(org);
   }
 
-  async open({ clinics, unlimited, exposed = '' }) {
+  async open({ clinics, unlimited }) {
     this.simulator = await startSimulator();
     await psql('postgres', `CREATE DATABASE ${this.name}`);
     await this.sql(`
@@ -121,13 +121,13 @@ class Clinics {
         GRANT ${this.role(level)} TO ${this.role('authenticator')};
         SELECT cliniko_grant('${this.role(level)}', '${level}');`);
     for (const [org, account] of Object.entries(clinics)) await this.addClinic(org, account);
-    if (exposed) await this.sql(exposed);
-    this.api = await startRestApi({
-      database: this.name,
-      role: this.role('authenticator'),
-      jwtSecret: this.jwtSecret,
-      unlimited,
-    });
+    this.api = await this.startAnotherApi({ unlimited });
+  }
+
+  /** PostgREST and nginx once more, in front of the same database. */
+  startAnotherApi(options = {}) {
+    const { name: database, jwtSecret } = this;
+    return startRestApi({ database, role: this.role('authenticator'), jwtSecret, ...options });
   }
 
   async close() {
@@ -140,8 +140,7 @@ class Clinics {
 
 /**
  * Makes all that; close() ends it. clinics: the simulator's options of each account, by organization;
- * unlimited: without limits on how often a client may ask; exposed: SQL to run before PostgREST looks
- * at the schema.
+ * unlimited: without limits on how often a client may ask.
  */
 export async function openClinics(name, options) {
   const clinics = new Clinics(name);

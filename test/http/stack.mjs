@@ -55,6 +55,7 @@ class Child {
     throw new Error(`${this.name} does not answer at ${url}:\n${this.printed}`);
   }
 
+  /** Ends it; again is no harm. */
   async stop() {
     this.process.kill('SIGTERM');
     await this.ended;
