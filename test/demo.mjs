@@ -1,13 +1,17 @@
-// The demo's show: a simulated clinic, its first sync, and a progress bar that knows nothing but
-// what cliniko_sync_logs answers. test/run starts it beside a throwaway PostgreSQL server that
-// PGHOST, PGPORT and PGUSER name. With --stay it leaves everything running until it is stopped.
+// The demo's show: a simulated clinic, its first sync, a progress bar that knows nothing but what
+// cliniko_sync_logs answers, and the REST API with three requests to it. test/run starts it beside a
+// throwaway PostgreSQL server that PGHOST, PGPORT and PGUSER name. With --stay it leaves everything
+// running until it is stopped.
 
 import { execFile, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
+import { issueToken } from '../http/token.mjs';
 import { startSimulator } from './cliniko/cliniko.mjs';
+import { startRestApi } from './http/stack.mjs';
 
 const DATABASE = 'my_clinic';
 const ORGANIZATION = 'my-clinic';
@@ -22,6 +26,10 @@ const WIDEST_BAR = 40;
 const STEP_WIDTH = 15;
 const WORD_WIDTHS = [9, 20, 16];
 const LONGEST_SYNC_MS = 300_000;
+const LOGIN = 'demo_authenticator';
+const ROLE = 'demo_manager';
+const TOKEN_LIFE = '1d';
+const SHOWN_OF_ANSWER = 160;
 
 const stay = process.argv.includes('--stay');
 const terminal = process.stdout.isTTY ? process.stdout : null;
@@ -201,6 +209,36 @@ async function reportComparison(simulator, log) {
   announce('', `the sync took ${ratio} x of the bare requests`);
 }
 
+/** Puts the REST API in front of the database, for a role that may do all that a front end does. */
+async function serveRestApi(database) {
+  const jwtSecret = randomBytes(32).toString('hex');
+  await database.run(`CREATE ROLE ${LOGIN} LOGIN NOINHERIT`);
+  await database.run(`CREATE ROLE ${ROLE}`);
+  await database.run(`GRANT ${ROLE} TO ${LOGIN}`);
+  await database.ask(`SELECT cliniko_grant('${ROLE}', 'manager')`);
+  const api = await startRestApi({ database: DATABASE, role: LOGIN, jwtSecret });
+  const token = await issueToken(jwtSecret, { role: ROLE, org: ORGANIZATION, expires: TOKEN_LIFE });
+  return { url: `${api.url}/api/v1/cliniko`, token };
+}
+
+/** Prints requests as one would type them, does what was printed, and prints the answers. */
+async function showRequests({ url, token }) {
+  const authorization = `-H 'Authorization: Bearer ${token}'`;
+  const commands = [
+    `curl -s ${authorization} ${url}/status/${ORGANIZATION}`,
+    `curl -s ${authorization} -X POST ${url}/sync-changes/${ORGANIZATION}`,
+    `curl -s ${authorization} '${url}/active-patients/${ORGANIZATION}?limit=1'`,
+  ];
+  announce('REST', 'the same through nginx and PostgREST, with a token that is good for a day:');
+  for (const command of commands) {
+    const { stdout } = await promisify(execFile)('sh', ['-c', command]);
+    const answer = JSON.parse(stdout);
+    if (answer.code) throw new Failure(`the REST API refused ${command}: ${stdout}`);
+    console.log(`\n  ${command}`);
+    console.log(`  ${stdout.length > SHOWN_OF_ANSWER ? `${stdout.slice(0, SHOWN_OF_ANSWER)}…` : stdout}`);
+  }
+}
+
 function inviteToLook() {
   const { PGHOST: host, PGPORT: port, PGUSER: user } = process.env;
   announce('Look', `psql -h ${host} -p ${port} -U ${user} ${DATABASE}`);
@@ -225,6 +263,8 @@ async function show(progress, onDone) {
   reportRun(log);
   await reportStatus(database);
   await reportComparison(simulator, log);
+  await showRequests(await serveRestApi(database));
+  console.log();
   await database.close();
   onDone();
   if (stay) {

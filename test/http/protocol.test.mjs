@@ -112,6 +112,31 @@ test('a script of an origin that was not named gets nothing from the browser', a
   }
 });
 
+test('a script of an origin that was named may call, and read the headers that matter', async () => {
+  const origin = 'https://app.clinic.example';
+  const api = await db.startAnotherApi({ origin });
+  try {
+    const preflight = await call(api.url, 'OPTIONS', `${API}/sync-all/clinic`, {
+      headers: { origin, 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization' },
+    });
+    assert.equal(preflight.status, 204);
+    assert.equal(preflight.headers['access-control-allow-origin'], origin);
+    assert.equal(preflight.headers['access-control-allow-methods'], 'POST, OPTIONS');
+    assert.match(preflight.headers['access-control-allow-headers'], /Authorization/);
+    const answers = await Promise.all([token, undefined].map((one) =>
+      call(api.url, 'GET', `${API}/status/clinic`, { token: one, headers: { origin } })));
+    assert.deepEqual(answers.map(({ status }) => status), [200, 401]);
+    for (const { headers } of answers) {
+      assert.equal(headers['access-control-allow-origin'], origin);
+      assert.match(headers['access-control-expose-headers'], /Retry-After/);
+    }
+    const other = await call(api.url, 'GET', `${API}/status/clinic`, { token, headers: { origin: 'https://x.example' } });
+    assert.ok(!('access-control-allow-origin' in other.headers));
+  } finally {
+    await api.stop();
+  }
+});
+
 test('a client may start ten syncs a minute, and another client meanwhile too', async () => {
   const from = newAddress();
   const start = (options) => ask('POST', `${API}/sync-all/clinic`, { from, ...options });

@@ -95,14 +95,15 @@ async function startPostgrest(database, role, jwtSecret, extra) {
   });
 }
 
-/** nginx.conf with another port, another upstream and, perhaps, without its limits. */
-function adapt(text, port, upstream, unlimited) {
+/** nginx.conf with what there is to adjust in it. */
+function adapt(text, { port, upstream, unlimited, origin }) {
   const replace = (from, to) => {
     if (!text.includes(from)) throw new Error(`nginx.conf has no "${from}"`);
     text = text.replace(from, to);
   };
   replace('listen 127.0.0.1:8080;', `listen 127.0.0.1:${port};`);
   replace('server 127.0.0.1:3000;', `server 127.0.0.1:${upstream};`);
+  if (origin) replace('# "https://app.clinic.example" $', `"${origin}" $`);
   for (const rate of unlimited ? ['rate=10r/m', 'rate=120r/m'] : []) replace(rate, 'rate=1000000r/s');
   return text;
 }
@@ -112,11 +113,11 @@ async function findNginx() {
   return access(debian).then(() => debian, () => 'nginx');
 }
 
-async function startNginx(directory, upstream, unlimited) {
+async function startNginx(directory, options) {
   const nginx = await findNginx();
   return startOnFreePorts(async (port) => {
     const text = await readFile(join(HTTP, 'nginx.conf'), 'utf8');
-    await writeFile(join(directory, 'nginx.conf'), adapt(text, port, upstream, unlimited));
+    await writeFile(join(directory, 'nginx.conf'), adapt(text, { port, ...options }));
     await cp(join(HTTP, 'openapi.yaml'), join(directory, 'openapi.yaml'));
     const child = new Child(nginx, ['-p', directory, '-c', 'nginx.conf', '-e', 'error.log', '-g', 'daemon off;']);
     try {
@@ -131,10 +132,10 @@ async function startNginx(directory, upstream, unlimited) {
 
 /**
  * Starts both. database: its name; role: who PostgREST logs in as; jwtSecret: what tokens are signed
- * with; unlimited: without limits on how often a client may ask; environment: more of PostgREST's
- * settings. Answers where they are ({ url, postgrestUrl }), nginx's logs by name, and stop().
+ * with; unlimited: without limits on how often a client may ask; origin: whose scripts may call;
+ * environment: more of PostgREST's settings. Answers where they are ({ url, postgrestUrl }), nginx's logs by name, and stop().
  */
-export async function startRestApi({ database, role, jwtSecret, unlimited = false, environment = {} }) {
+export async function startRestApi({ database, role, jwtSecret, unlimited = false, origin, environment = {} }) {
   const directory = await mkdtemp(join(tmpdir(), 'clinisync-http-'));
   const children = [];
   const stop = async () => {
@@ -144,7 +145,7 @@ export async function startRestApi({ database, role, jwtSecret, unlimited = fals
   try {
     const postgrest = await startPostgrest(database, role, jwtSecret, environment);
     children.push(postgrest.child);
-    const nginx = await startNginx(directory, postgrest.port, unlimited);
+    const nginx = await startNginx(directory, { upstream: postgrest.port, unlimited, origin });
     children.push(nginx.child);
     return {
       url: `http://127.0.0.1:${nginx.port}`,

@@ -1,0 +1,41 @@
+// The demo's three requests work as pasted.
+
+import assert from 'node:assert/strict';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { psql } from './clinics.mjs';
+
+const DEMO = fileURLToPath(new URL('../demo.mjs', import.meta.url));
+
+/** Starts the demo, and answers it with what it has printed once it stays. */
+async function startDemo() {
+  const demo = spawn('node', [DEMO, '--stay'], { stdio: ['ignore', 'pipe', 'inherit'] });
+  let printed = '';
+  for await (const chunk of demo.stdout.setEncoding('utf8').iterator({ destroyOnReturn: false })) {
+    printed += chunk;
+    if (printed.includes('until Ctrl-C')) return { demo, printed };
+  }
+  throw new Error(`the demo ended:\n${printed}`);
+}
+
+test('make demo prints three curl commands that work as pasted', async () => {
+  const { demo, printed } = await startDemo();
+  try {
+    assert.match(printed, /Stored +648 of 648 patients/);
+    const commands = printed.match(/^ *curl .*$/gm);
+    assert.equal(commands.length, 3);
+    const answers = await Promise.all(commands.map(async (command) =>
+      JSON.parse((await promisify(execFile)('sh', ['-c', command])).stdout)));
+    assert.equal(answers[0].patient_counts.synced_to_database, 648);
+    assert.equal(answers[1].operation_type, 'incremental_patients');
+    assert.equal(answers[2].patients.length, 1);
+  } finally {
+    demo.kill('SIGTERM');
+    await once(demo, 'close');
+    await psql('postgres', 'DROP DATABASE my_clinic WITH (FORCE)');
+    await psql('postgres', 'DROP ROLE demo_authenticator, demo_manager');
+  }
+});
