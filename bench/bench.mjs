@@ -1,14 +1,19 @@
-// How fast a sync is, beside COPY of the same rows and beside curl, and what memory its worker needs.
+// How fast a sync is, beside COPY of the same rows and beside curl, what memory its worker needs, and
+// how many dashboards can watch it through the REST API.
 // test/run starts it beside a throwaway PostgreSQL server that PGHOST, PGPORT and PGUSER name. Machines
 // differ and are noisy, so what counts is ratios of what one run measured; docs/PERFORMANCE.md explains
 // the table. BENCH_PATIENTS is the size of the clinic that is compared with COPY.
 
 import { execFile } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { Agent, get } from 'node:http';
 import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { issueToken } from '../http/token.mjs';
 import { startSimulator } from '../test/cliniko/cliniko.mjs';
+import { startRestApi } from '../test/http/stack.mjs';
 
 const DATABASE = 'bench';
 const CONTACT = 'bench@clinic.example';
@@ -18,6 +23,10 @@ const FEWEST_PATIENTS = 10_000;
 const ROUNDS = 3;
 const FEW = 1_000;
 const MANY = 100_000;
+// Watched through the REST API: a clinic at Cliniko's pace, by so many dashboards that poll as fast as
+// they can.
+const WATCHED = { patients: 5_000, latency_ms: 100 };
+const WATCHERS = 16;
 const DEMO = fileURLToPath(new URL('../test/demo.mjs', import.meta.url));
 // The server reads and writes it; it runs as the user that we run as.
 const ROWS_FILE = join(tmpdir(), 'patients.copy');
@@ -88,11 +97,11 @@ async function createDatabase(simulator) {
 }
 
 /** Opens a clinic in the simulator, its patients serialised in advance, and connects it. */
-async function openClinic(simulator, organization, patients) {
+async function openClinic(simulator, organization, account) {
   const key = `${organization}-au1`;
   const response = await fetch(`${simulator.url}/control/accounts/${key}`, {
     method: 'PUT',
-    body: JSON.stringify({ patients, warm: true }),
+    body: JSON.stringify({ ...account, warm: true }),
   });
   if (!response.ok) fail(`the simulator refused the clinic: ${await response.text()}`);
   await psql(DATABASE, [`SELECT cliniko_connect('${organization}', '${key}')`]);
@@ -161,6 +170,57 @@ async function measureWorkerAfter(organization, patients) {
   const lines = await psql(DATABASE, [...work, `SELECT bench_usage(${WORKER})`]);
   checkSync(JSON.parse(lines.at(-2)), patients, 'inserted');
   return readUsage(lines.at(-1));
+}
+
+function fetchLog(url, token, agent) {
+  return new Promise((resolve, reject) => {
+    const start = performance.now();
+    get(url, { agent, headers: { authorization: `Bearer ${token}` } }, (response) => {
+      const chunks = [];
+      response.on('data', (chunk) => chunks.push(chunk));
+      response.on('error', reject);
+      response.on('end', () => {
+        if (response.statusCode !== 200) reject(new Error(`HTTP ${response.statusCode}: ${Buffer.concat(chunks)}`));
+        else resolve({ ms: performance.now() - start, log: JSON.parse(Buffer.concat(chunks)).logs[0] });
+      });
+    }).on('error', reject);
+  });
+}
+
+/** One dashboard: polls until the run has ended, and answers how long each poll took. */
+async function watch(url, token) {
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  const times = [];
+  for (let status = 'running'; status === 'running'; ) {
+    const { ms, log } = await fetchLog(url, token, agent);
+    times.push(ms);
+    status = log.status;
+    if (status === 'failed') fail(`the watched sync failed: ${log.error_details}`);
+  }
+  agent.destroy();
+  return times;
+}
+
+/** Many dashboards poll sync-logs?limit=1 through nginx and PostgREST while a sync runs. */
+async function measurePolling() {
+  const jwtSecret = randomBytes(32).toString('hex');
+  await psql(DATABASE, [
+    'CREATE ROLE bench_authenticator LOGIN NOINHERIT',
+    'CREATE ROLE bench_viewer',
+    'GRANT bench_viewer TO bench_authenticator',
+    `SELECT cliniko_grant('bench_viewer', 'viewer')`,
+  ]);
+  const api = await startRestApi({ database: DATABASE, role: 'bench_authenticator', jwtSecret, unlimited: true });
+  const token = await issueToken(jwtSecret, { role: 'bench_viewer', org: 'watched' });
+  const url = `${api.url}/api/v1/cliniko/sync-logs/watched?limit=1`;
+  await psql(DATABASE, [startSync('watched')]);
+  const start = performance.now();
+  const times = (await Promise.all(Array.from({ length: WATCHERS }, () => watch(url, token)))).flat();
+  const seconds = (performance.now() - start) / 1000;
+  await api.stop();
+  const sorted = times.sort((a, b) => a - b);
+  const share = (part) => sorted[Math.floor((sorted.length - 1) * part)];
+  return { requests: times.length, seconds, median: share(0.5), late: share(0.95), latest: share(1) };
 }
 
 /** The demo compares a clinic of 648 with curl already: runs it, and picks its results. */
@@ -238,6 +298,13 @@ function printDemo({ sync, curl, ratio }) {
   printRow('curl', [curl, '1.00']);
 }
 
+function printPolling({ requests, seconds, median: middle, late, latest }) {
+  const cells = [thousands(requests), thousands(requests / seconds), ...[middle, late, latest].map((ms) => `${ms.toFixed(1)} ms`)];
+  console.log(`\n  ${WATCHERS} clients poll sync-logs?limit=1 through nginx and PostgREST during a sync\n`);
+  printRow('', ['requests', 'a second', 'median', '95 %', 'slowest']);
+  printRow('polling', cells);
+}
+
 async function describeServer() {
   const settings = ['fsync', 'synchronous_commit', 'full_page_writes', 'shared_buffers', 'max_wal_size'];
   const shows = ['server_version', ...settings].map((name) => `SHOW ${name}`);
@@ -254,24 +321,28 @@ async function bench() {
 
   // First, while the worker is new: only then does its memory tell anything.
   announce('Measuring', `the worker's memory after ${thousands(FEW)} and ${thousands(MANY)} patients`);
-  await openClinic(simulator, 'few', FEW);
-  await openClinic(simulator, 'many', MANY);
+  await openClinic(simulator, 'few', { patients: FEW });
+  await openClinic(simulator, 'many', { patients: MANY });
   const few = await measureWorkerAfter('few', FEW);
   const many = await measureWorkerAfter('many', MANY);
   if (many.pid !== few.pid) fail('another worker took over; the log of the server says why');
 
-  await openClinic(simulator, 'clinic', PATIENTS);
+  await openClinic(simulator, 'clinic', { patients: PATIENTS });
   const rounds = [];
   while (rounds.length < ROUNDS) {
     const round = `round ${rounds.length + 1} of ${ROUNDS}`;
     announce('Measuring', `syncs and COPY of ${thousands(PATIENTS)} patients, ${round}`);
     rounds.push(await measureRound('clinic'));
   }
+  announce('Measuring', `${WATCHERS} clients that watch a sync through the REST API`);
+  await openClinic(simulator, 'watched', WATCHED);
+  const polling = await measurePolling();
   announce('Measuring', 'the demo');
   const demo = await measureDemo();
 
   printComparison(rounds);
   printMemory(few, many);
+  printPolling(polling);
   printDemo(demo);
 }
 
