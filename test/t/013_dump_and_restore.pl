@@ -1,6 +1,6 @@
-# The tables are the user's: a dump keeps what the user has added to them,
-# restores without an error, and goes on to be synced; and dropping the
-# extension takes no row away.
+# The tables are the user's: a dump keeps what the user has added to them, and
+# who may do what, but no API key; it restores without an error, and goes on to
+# be synced; and dropping the extension takes no row away.
 
 use strict;
 use warnings;
@@ -39,6 +39,15 @@ is($db->sql('SELECT count(*) FROM patients WHERE shouted_name = upper(last_name)
 	120, 'the triggers were at work');
 $db->sql(q(UPDATE patients SET shoe_size = 37 WHERE shouted_name LIKE '%1'));
 
+# another clinic, and a role of each level, the user's own grants beside it,
+$db->add_clinic('neighbour', patients => 7);
+$db->sync('neighbour');
+$db->sql(
+	q(CREATE ROLE seer; CREATE ROLE registrar; CREATE ROLE boss; CREATE ROLE bookkeeper;
+	  SELECT cliniko_grant('seer', 'viewer'), cliniko_grant('registrar', 'manager'),
+			 cliniko_grant('boss', 'admin');
+	  GRANT SELECT (organization_id, shoe_size) ON patients TO bookkeeper));
+
 # when it is dumped and restored into an empty database,
 my $node = $db->node;
 my $dump = "$PostgreSQL::Test::Utils::tmp_check/clinisync.dump.sql";
@@ -63,6 +72,55 @@ my $layout =
 		UNION ALL SELECT polname || pg_get_expr(polqual, polrelid) FROM pg_policy) defs (d));
 is($restored->sql($layout), $db->sql($layout), 'so are indexes, triggers and constraints');
 is($restored->newest_run('clinic')->{status}, 'completed', 'so are the logs');
+
+# with who may do what,
+my @roles = qw(seer registrar boss bookkeeper);
+my $privileges =
+  q(SELECT string_agg(what, E'\n' ORDER BY what) FROM (
+		SELECT concat_ws(' ', relname, relrowsecurity, relforcerowsecurity, r,
+						 has_table_privilege(r, c.oid, 'SELECT'),
+						 has_table_privilege(r, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE'))
+		  FROM pg_class c, unnest('{@ROLES@}'::name[]) r
+		 WHERE relname IN ('patients', 'sync_logs', 'cliniko_organizations')
+		UNION ALL
+		SELECT concat_ws(' ', attrelid::regclass, attname, r, has_column_privilege(r, attrelid, attname, 'SELECT'))
+		  FROM pg_attribute, unnest('{@ROLES@}'::name[]) r
+		 WHERE attrelid IN ('patients'::regclass, 'sync_logs'::regclass, 'cliniko_organizations'::regclass)
+		   AND attnum > 0
+		UNION ALL
+		SELECT concat_ws(' ', p.oid::regprocedure, r, has_function_privilege(r, p.oid, 'EXECUTE'))
+		  FROM pg_proc p, unnest('{@ROLES@,public}'::name[]) r
+		 WHERE proname ~ '^(cliniko|clinisync)_'
+		UNION ALL
+		SELECT concat_ws(' ', polrelid::regclass, polname, polcmd, r::regrole)
+		  FROM pg_policy, unnest(polroles) r) w (what));
+$privileges =~ s/\@ROLES\@/join ',', @roles/ge;
+
+sub is_guarded_alike
+{
+	my ($copy, $test) = @_;
+	is($copy->sql($privileges), $db->sql($privileges), "$test: the same privileges and policies");
+	for my $case (
+		[ seer => 'clinic', '127|120|1|1' ],
+		[ registrar => 'neighbour', '127|7|1|1' ],
+		[ seer => 'nobody', '127|0|0|0' ],
+		[ boss => 'nobody', '127|127|2|2' ])
+	{
+		my ($role, $org, $expected) = @$case;
+		my $seen = q(SELECT 127, (SELECT count(*) FROM patients), (SELECT count(*) FROM cliniko_organizations),
+			(SELECT count(DISTINCT organization_id) FROM sync_logs));
+		is($copy->as_role($role, { org_id => $org }, $seen), $expected,
+			"$test: what $role sees of $org");
+	}
+	is($copy->call_as('seer', { org_id => 'clinic' }, q(cliniko_active_patients('clinic')))
+		  ->{pagination}{total}, 118, "$test: also by function");
+	like($copy->refusal(Clinisync::request('seer', { org_id => 'clinic' }) . $_), qr/42501/,
+		"$test: refused: $_")
+	  for q(SELECT cliniko_sync_all('clinic')), 'SELECT api_key_sealed FROM cliniko_organizations',
+	  'UPDATE patients SET notes = NULL';
+}
+is($db->sql($privileges) =~ tr/\n//, 374, 'there are many privileges to compare');
+is_guarded_alike($_, $_->name) for $db, $restored;
 
 # and the next sync finds nothing new,
 my $arrivals = $restored->sql('SELECT count(*) FROM arrivals');
@@ -98,12 +156,57 @@ $resumed->wait_for_runs('middle');
 is($resumed->newest_run('middle')->{metadata}{inserted}, 150, 'middle: resumed');
 is($resumed->stored('middle'), 150, 'middle: complete');
 
+# When a dump is restored on another server, then it holds no API key, nor what
+# opens one, and all but that is there.
+my $custom = "$PostgreSQL::Test::Utils::tmp_check/clinisync.dump";
+$node->command_ok([ 'pg_dump', '-Fc', '-Z0', '-f', $custom, $db->name ], 'pg_dump, custom');
+$node->command_ok([ 'pg_dump', '-f', $dump, $db->name ], 'pg_dump, once more');
+my $key_file = $node->data_dir . '/clinisync.key';
+my ($file_key) = slurp_file($key_file) =~ /^([0-9a-f]{64})$/m;
+for my $file ($dump, $custom)
+{
+	my $content = slurp_file($file);
+	is_deeply(
+		[ grep { index($content, $_) >= 0 }
+			  map { ($_, unpack 'H*', $_) } $account->key, $file_key, pack('H*', $file_key) ],
+		[], 'no key is in the dump');
+}
+my $elsewhere = Clinisync->new('elsewhere');
+$elsewhere->sql(join '', map { "CREATE ROLE $_;" } @roles);
+my $moved = $elsewhere->new_database('moved', empty => 1);
+$moved->set(base_url => $db->cliniko->base_url);
+$elsewhere->node->command_ok([ 'pg_restore', '-e', '-d', $moved->name, $custom ],
+	'pg_restore on another server');
+$db->sql(q(DELETE FROM patients WHERE organization_id = 'middle';
+		   DELETE FROM sync_logs WHERE organization_id = 'middle';
+		   DELETE FROM cliniko_organizations WHERE organization_id = 'middle'));
+$moved->sql(q(DELETE FROM patients WHERE organization_id = 'middle';
+			  DELETE FROM sync_logs WHERE organization_id = 'middle';
+			  DELETE FROM cliniko_organizations WHERE organization_id = 'middle'));
+is_guarded_alike($moved, 'another server');
+$run = $moved->sync('clinic');
+is_deeply([ $run->{status}, $run->{metadata}{error_type} ], [qw(failed CREDENTIALS_UNREADABLE)],
+	'another server: without the file of keys, no run');
+
+# With the file of keys put there, the next sync completes without connecting.
+my $copy = $elsewhere->node->data_dir . '/clinisync.key';
+append_to_file($copy, slurp_file($key_file));
+chmod 0600, $copy;
+$run = $moved->sync('clinic');
+is($run->{status}, 'completed', 'another server: with the file of keys, it completes');
+$moved->is_copy_of('clinic', $account, 'another server');
+$elsewhere->node->stop;
+
 # When the extension is dropped, then every patient and every log stays.
 my $rows = q(SELECT (SELECT count(*) FROM patients), (SELECT count(*) FROM sync_logs),
 					(SELECT count(*) FROM cliniko_organizations));
 my $before = $restored->sql($rows);
 $restored->sql('DROP EXTENSION clinisync');
 is($restored->sql($rows), $before, 'dropped: every row stays');
+is($restored->as_role('seer', { org_id => 'clinic' }, 'SELECT count(*) FROM patients'), 123,
+	'dropped: who could read patients still can');
+is($restored->as_role('seer', { org_id => 'nobody' }, 'SELECT count(*) FROM patients'), 0,
+	q(dropped: and nobody else's));
 $restored->sql('CREATE EXTENSION clinisync');
 is($restored->sync('clinic')->{metadata}{unchanged}, 123, 'created again: nothing to write');
 

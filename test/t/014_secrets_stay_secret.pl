@@ -1,5 +1,6 @@
-# An API key is in cliniko_organizations and nowhere else, and no patient's
-# name leaves the table patients: whatever happens, and however much is logged.
+# An API key is nowhere but in the worker's memory, since it is kept sealed, and
+# no patient's name leaves the table patients: whatever happens, and however
+# much is logged.
 
 use strict;
 use warnings;
@@ -8,6 +9,8 @@ use FindBin;
 use lib $FindBin::RealBin;
 
 use Clinisync;
+use File::Find;
+use MIME::Base64;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -97,8 +100,7 @@ $db->wait_for_runs('clinic');
 # then none of it is where it must not be.
 my $log = slurp_file($db->node->logfile);
 my $logs = $db->sql('SELECT string_agg(l::text, chr(10)) FROM sync_logs l');
-my ($dump) = run_command(
-	[ 'pg_dump', '-T', 'cliniko_organizations', '-d', $db->node->connstr('postgres') ]);
+my ($dump) = run_command([ 'pg_dump', '-d', $db->node->connstr('postgres') ]);
 my ($patients) = run_command(
 	[ 'pg_dump', '-t', 'patients', '-d', $db->node->connstr('postgres') ]);
 
@@ -109,13 +111,29 @@ like($log, qr/PT400/, 'also of malformed keys');
 like($logs, qr/Patient ID/, 'the logs tell of patients');
 
 is_deeply([ grep { /SecretBody/ } split /\n/, $log ], [], 'no key is in the server log');
-is_deeply([ grep { /SecretBody/ } split /\n/, $dump ], [], 'no key is in any other table');
+is(index($log, encode_base64("$key-au1:", '')), -1, 'also not as it is sent');
+is_deeply([ grep { /SecretBody/ } split /\n/, $dump ], [], 'no key is in a dump');
 is_deeply([ grep { /$name/ } split /\n/, $log ], [], 'no name is in the server log');
 is_deeply([ grep { /$name/ } split /\n/, $logs ], [], 'no name is in sync_logs');
 my $activity = $db->sql('SELECT string_agg(a::text, chr(10)) FROM pg_stat_activity a');
 like($activity, qr/cliniko_connect/, 'the session that passed a key is still there');
 is_deeply([ grep { /SecretBody|$name/ } split /\n/, $activity ],
 	[], 'neither is in pg_stat_activity');
+
+# Nor is a key in any file of the server's, be it a table's or the WAL.
+$db->sql('CHECKPOINT');
+my $sealed = pack 'H*', $db->sql(q(SELECT encode(api_key_sealed, 'hex') FROM cliniko_organizations));
+my $table = $db->node->data_dir . '/' . $db->sql(q(SELECT pg_relation_filepath('cliniko_organizations')));
+my %files;
+find(
+	{
+		no_chdir => 1,
+		wanted => sub { $files{$_} = slurp_file($_) if -f }
+	},
+	$db->node->data_dir);
+cmp_ok(index($files{$table}, $sealed), '>', 0, 'the sealed key is in its table');
+is_deeply([ grep { index($files{$_}, 'SecretBody') >= 0 } sort keys %files ],
+	[], 'no key is in any file of the server');
 
 $session->quit;
 $db->finish;

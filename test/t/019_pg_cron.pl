@@ -55,6 +55,8 @@ sub fill
 		  SELECT cliniko_disconnect('disconnected');
 		  SELECT cliniko_grant('nightly', 'admin');
 		  SELECT cliniko_grant('desk', 'manager')));
+	# a minute must not be too long to wait for an answer
+	$database->set(request_timeout => '10min');
 	$here{under_way}->gates(2);
 	$database->start('under_way');
 	$here{under_way}->await_gate(2);
