@@ -347,9 +347,10 @@ BEGIN
 		changes = changes || statement;
 	END LOOP;
 
-	/* a column that is new to rows that were synced before is filled by the next run */
+	/* a column that is new to rows that were synced before is filled by the next run, which is a full one */
 	IF EXISTS (SELECT FROM unnest(changes) AS c WHERE c LIKE 'ALTER TABLE @extschema@.patients ADD COLUMN %') THEN
 		UPDATE @extschema@.patients SET record_hash = NULL WHERE record_hash IS NOT NULL;
+		UPDATE @extschema@.cliniko_organizations SET updated_at = clock_timestamp();
 	END IF;
 
 	/* a table that has a primary key of its own keeps it */
@@ -508,7 +509,7 @@ SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cliniko_sync_changes(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_sync_changes(text) IS
-'Starts a sync of the patients that were changed or archived in Cliniko since the last completed run began, less ten minutes; of all patients (full_patients) where no full run has completed yet. Returns at once. Answers and raises what cliniko_sync_all() does.';
+'Starts a sync of the patients that were changed or archived in Cliniko since the last completed run began, less ten minutes; of all patients (full_patients) where no full run has completed since cliniko_connect() or another change of the organisation. Returns at once. Answers and raises what cliniko_sync_all() does.';
 
 CREATE FUNCTION @extschema@.cliniko_cancel_sync(org text)
 RETURNS jsonb

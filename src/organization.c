@@ -190,8 +190,8 @@ organization_connect(const Catalog *catalog, const char *org, const char *name,
 	add_text(&parameters, shard);
 	execute_as_owner(catalog,
 					 "INSERT INTO @schema@.cliniko_organizations AS o"
-					 " (organization_id, name, api_key_sealed, shard)"
-					 " VALUES ($1, $2, $3, $4)"
+					 " (organization_id, name, api_key_sealed, shard, updated_at)"
+					 " VALUES ($1, $2, $3, $4, clock_timestamp())"
 					 " ON CONFLICT (organization_id) DO UPDATE"
 					 " SET name = coalesce(excluded.name, o.name),"
 					 "     api_key_sealed = excluded.api_key_sealed,"
@@ -320,9 +320,11 @@ organization_reseal_all(const Catalog *catalog, int64 *resealed, int64 *unreadab
 }
 
 /*
- * Insert a run. One of changes begins at the start of the last complete run,
- * less CHANGES_OVERLAP; where there is no full run to build upon, it becomes
- * one. Its checkpoint tells the worker. Answers false where a run is running.
+ * Insert a run. One of changes begins at the start of the last completed run,
+ * less CHANGES_OVERLAP. A run of changes that left records out does not count:
+ * they are asked for again. Where no full run has completed since the
+ * organisation was connected, to this account or another, it becomes one. Its
+ * checkpoint tells the worker. Answers false where a run is running.
  */
 static bool
 insert_run(const Catalog *catalog, const char *org, bool only_changes)
@@ -346,13 +348,17 @@ insert_run(const Catalog *catalog, const char *org, bool only_changes)
 							"                        'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
 							"           FROM @schema@.sync_logs"
 							"          WHERE organization_id = $1 AND status = 'completed'"
-							"            AND operation_type IN ('" OPERATION_FULL "',"
-							"                                   '" OPERATION_INCREMENTAL "')"
+							"            AND (operation_type = '" OPERATION_FULL "'"
+							"                 OR operation_type = '" OPERATION_INCREMENTAL "'"
+							"                 AND records_failed = 0)"
 							"            AND $2 = '" OPERATION_INCREMENTAL "'"
-							"            AND EXISTS (SELECT FROM @schema@.sync_logs"
-							"                         WHERE organization_id = $1"
-							"                           AND status = 'completed'"
-							"                           AND operation_type = '" OPERATION_FULL "')"
+							"            AND EXISTS (SELECT FROM @schema@.sync_logs l"
+							"                          JOIN @schema@.cliniko_organizations o"
+							"                         USING (organization_id)"
+							"                         WHERE l.organization_id = $1"
+							"                           AND l.status = 'completed'"
+							"                           AND l.operation_type = '" OPERATION_FULL "'"
+							"                           AND l.started_at >= o.updated_at)"
 							"          ORDER BY id DESC LIMIT 1) AS last (since)"
 							"  RIGHT JOIN (VALUES (1)) AS one (row) ON true"
 							"  CROSS JOIN LATERAL (SELECT last.since,"

@@ -264,6 +264,8 @@ BEGIN
 END
 $$;
 
+UPDATE cliniko_organizations SET updated_at = '2025-12-31 10:00Z';
+
 -- without a full run that completed there is nothing to build upon
 SELECT pg_temp.start_changes();
 INSERT INTO sync_logs (organization_id, id, operation_type, status, started_at) VALUES
@@ -281,6 +283,23 @@ INSERT INTO sync_logs (organization_id, id, operation_type, status, started_at) 
 	('clinic', 3002, 'incremental_patients', 'failed', '2026-01-04 00:05Z'),
 	('clinic', 3003, 'active_patients', 'completed', '2026-01-05 00:05Z');
 SELECT pg_temp.start_changes();
+
+-- what a run of changes left out is asked for again
+INSERT INTO sync_logs (organization_id, id, operation_type, status, started_at, records_failed) VALUES
+	('clinic', 4001, 'incremental_patients', 'completed', '2026-01-06 00:05Z', 1);
+SELECT pg_temp.start_changes();
+INSERT INTO sync_logs (organization_id, id, operation_type, status, started_at, records_failed) VALUES
+	('clinic', 5001, 'full_patients', 'completed', '2026-01-07 00:05Z', 1);
+SELECT pg_temp.start_changes();
+-- another key may be of another account; a new column is empty until all patients were fetched again
+SAVEPOINT connected;
+SELECT cliniko_connect('clinic', 'MS0xMjM0NQ-au1') ->> 'success';
+SELECT pg_temp.start_changes();
+ROLLBACK TO connected;
+ALTER TABLE patients DROP COLUMN city;
+SELECT cliniko_setup() -> 'success';
+SELECT pg_temp.start_changes();
+ROLLBACK TO connected;
 
 -- of all organisations, those that can: of both kinds
 SELECT answer ->> 'organization_id', answer ->> 'message', answer ->> 'operation_type'

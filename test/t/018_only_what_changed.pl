@@ -35,6 +35,8 @@ sub synced_clinic
 
 	$db->sync($org)->{status} eq 'completed' or die "$org was not synced\n";
 	$db->sql("UPDATE sync_logs SET started_at = started_at - interval '1 hour'
+			   WHERE organization_id = '$org';
+			  UPDATE cliniko_organizations SET updated_at = updated_at - interval '1 hour'
 			   WHERE organization_id = '$org'");
 	$account->reset;
 	return $account;
