@@ -320,50 +320,58 @@ organization_reseal_all(const Catalog *catalog, int64 *resealed, int64 *unreadab
 }
 
 /*
- * Insert a run. One of changes begins at the start of the last completed run,
- * less CHANGES_OVERLAP. A run of changes that left records out does not count:
- * they are asked for again. Where no full run has completed since the
- * organisation was connected, to this account or another, it becomes one. Its
- * checkpoint tells the worker. Answers false where a run is running.
+ * From which moment on a run of changes has to look, as Cliniko wants it: the
+ * start of the last completed run, less CHANGES_OVERLAP. A run of changes that
+ * left records out does not count: they are asked for again. NULL where there
+ * is nothing to build upon, because no full run has completed since the
+ * organisation was connected, to this account or another.
  */
-static bool
-insert_run(const Catalog *catalog, const char *org, bool only_changes)
+static char *
+changes_since(const Catalog *catalog, const char *org)
 {
 	Parameters	parameters = {0};
 
 	add_text(&parameters, org);
-	add_text(&parameters, only_changes ? OPERATION_INCREMENTAL : OPERATION_FULL);
+	if (execute_as_owner(catalog,
+						 "SELECT to_char((started_at - interval '" CHANGES_OVERLAP "')"
+						 "               AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
+						 "  FROM @schema@.sync_logs"
+						 " WHERE organization_id = $1 AND status = 'completed'"
+						 "   AND (operation_type = '" OPERATION_FULL "'"
+						 "        OR operation_type = '" OPERATION_INCREMENTAL "'"
+						 "           AND records_failed = 0)"
+						 "   AND EXISTS (SELECT FROM @schema@.sync_logs l"
+						 "                 JOIN @schema@.cliniko_organizations o"
+						 "                USING (organization_id)"
+						 "                WHERE l.organization_id = $1 AND l.status = 'completed'"
+						 "                  AND l.operation_type = '" OPERATION_FULL "'"
+						 "                  AND l.started_at >= o.updated_at)"
+						 " ORDER BY id DESC LIMIT 1", &parameters, false) == 0)
+		return NULL;
+	return text_column(1);
+}
+
+/*
+ * Insert a run of all patients, or of those that changed since a moment, which
+ * its checkpoint tells the worker. Answers false where a run is running.
+ */
+static bool
+insert_run(const Catalog *catalog, const char *org, const char *since)
+{
+	Parameters	parameters = {0};
+
+	add_text(&parameters, org);
+	add_text(&parameters, since ? OPERATION_INCREMENTAL : OPERATION_FULL);
+	add_text(&parameters, since);
 	return execute_as_owner(catalog,
 							"INSERT INTO @schema@.sync_logs"
 							" (organization_id, operation_type, status, started_at, metadata,"
 							"  checkpoint)"
-							" SELECT $1, kind.name, 'running', clock_timestamp(),"
-							"        jsonb_build_object('sync_type', kind.name, 'step', 'queued',"
-							"                           'progress_percent', 0,"
-							"                           'errors', '[]'::jsonb),"
-							"        CASE WHEN kind.since IS NOT NULL"
-							"             THEN jsonb_build_object('changed_since', kind.since) END"
-							"   FROM (SELECT to_char((started_at - interval '" CHANGES_OVERLAP "')"
-							"                        AT TIME ZONE 'UTC',"
-							"                        'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
-							"           FROM @schema@.sync_logs"
-							"          WHERE organization_id = $1 AND status = 'completed'"
-							"            AND (operation_type = '" OPERATION_FULL "'"
-							"                 OR operation_type = '" OPERATION_INCREMENTAL "'"
-							"                 AND records_failed = 0)"
-							"            AND $2 = '" OPERATION_INCREMENTAL "'"
-							"            AND EXISTS (SELECT FROM @schema@.sync_logs l"
-							"                          JOIN @schema@.cliniko_organizations o"
-							"                         USING (organization_id)"
-							"                         WHERE l.organization_id = $1"
-							"                           AND l.status = 'completed'"
-							"                           AND l.operation_type = '" OPERATION_FULL "'"
-							"                           AND l.started_at >= o.updated_at)"
-							"          ORDER BY id DESC LIMIT 1) AS last (since)"
-							"  RIGHT JOIN (VALUES (1)) AS one (row) ON true"
-							"  CROSS JOIN LATERAL (SELECT last.since,"
-							"             CASE WHEN last.since IS NULL THEN '" OPERATION_FULL "'"
-							"                  ELSE $2 END) AS kind (since, name)"
+							" VALUES ($1, $2, 'running', clock_timestamp(),"
+							"  jsonb_build_object('sync_type', $2, 'step', 'queued',"
+							"                     'progress_percent', 0, 'errors', '[]'::jsonb),"
+							"  CASE WHEN $3 IS NOT NULL"
+							"       THEN jsonb_build_object('changed_since', $3) END)"
 							" ON CONFLICT (organization_id) WHERE status = 'running' DO NOTHING"
 							" RETURNING id, operation_type", &parameters, false) == 1;
 }
@@ -377,6 +385,7 @@ organization_start_run(const Catalog *catalog, const char *org, bool only_change
 					   bool *started, char **operation_type)
 {
 	Parameters	parameters = {0};
+	const char *since = only_changes ? changes_since(catalog, org) : NULL;
 	bool		isnull;
 
 	add_text(&parameters, org);
@@ -389,7 +398,7 @@ organization_start_run(const Catalog *catalog, const char *org, bool only_change
 							 " WHERE organization_id = $1 AND status = 'running'",
 							 &parameters, false) > 0)
 			break;
-		*started = insert_run(catalog, org, only_changes);
+		*started = insert_run(catalog, org, since);
 		if (*started)
 			break;
 		/* somebody else's is running now, or has ended in between */
