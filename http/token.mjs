@@ -3,8 +3,9 @@
 // organization it may see. Meant for trying things out and for scripts; users of an application get
 // theirs from whatever signs them in.
 
+import { realpathSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import { pathToFileURL } from 'node:url';
+import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { SignJWT } from 'jose';
 
@@ -59,7 +60,7 @@ async function main() {
   return issueToken(secret, claims);
 }
 
-if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   try {
     console.log(await main());
   } catch (error) {

@@ -69,8 +69,7 @@ test('SQL in a parameter is inert', async () => {
     for (const [path, names] of parameters) {
       for (const name of names) {
         const { status, text } = await ask(`${path}?${name}=${encoded}`);
-        const accepted = name === 'search' ? [200, 400] : [400];
-        assert.ok(accepted.includes(status), `${name}=${injection}: ${status} ${text}`);
+        assert.equal(status, name === 'search' ? 200 : 400, `${name}=${injection}: ${text}`);
       }
     }
     for (const [method, endpoint] of [['GET', 'status'], ['GET', 'sync-logs'], ['GET', 'active-patients'],
@@ -94,7 +93,7 @@ test('SQL in a token is inert', async () => {
 });
 
 test('what is searched for is text, not a pattern', async () => {
-  for (const search of ['%', '_', '\\', '*', '%a%', 'Te_t', `'`, 'ZO', 'z q']) {
+  for (const search of ['%', '_', '\\', '*', '%a%', 'eq.a', 'is.null', 'Te_t', `'`, 'ZO', 'z q']) {
     const { json } = await ask(`active-patients/mine?search=${encodeURIComponent(search)}`);
     const containing = await db.sql(`
       SELECT count(*) FROM patients

@@ -44,13 +44,13 @@ class Child {
     this.ended.then(() => (this.over = true));
   }
 
-  /** Waits until a URL answers 200. */
-  async answersAt(url) {
+  /** Waits until a URL answers 200, and, where that could be a stranger's answer, until we know it is ours. */
+  async answersAt(url, isOurs = async () => true) {
     for (const deadline = Date.now() + READY_MS; Date.now() < deadline; await delay(RETRY_MS)) {
       if (this.over) break;
       const response = await fetch(url).catch(() => null);
       await response?.arrayBuffer();
-      if (response?.status === 200) return;
+      if (response?.status === 200 && (await isOurs())) return;
     }
     throw new Error(`${this.name} does not answer at ${url}:\n${this.printed}`);
   }
@@ -121,7 +121,10 @@ async function startNginx(directory, options) {
     await cp(join(HTTP, 'openapi.yaml'), join(directory, 'openapi.yaml'));
     const child = new Child(nginx, ['-p', directory, '-c', 'nginx.conf', '-e', 'error.log', '-g', 'daemon off;']);
     try {
-      await child.answersAt(`http://127.0.0.1:${port}/api/v1/openapi.yaml`);
+      // nginx tries a port that is taken for seconds; it writes this file only when the port is its own
+      const isOurs = () => readFile(join(directory, 'nginx.pid'), 'utf8')
+        .then((pid) => Number(pid) === child.process.pid, () => false);
+      await child.answersAt(`http://127.0.0.1:${port}/api/v1/openapi.yaml`, isOurs);
     } catch (error) {
       await child.stop();
       throw error;
