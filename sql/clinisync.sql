@@ -755,8 +755,9 @@ BEGIN
 			HINT = format('Pass a role and one of %s, as in cliniko_grant(''reporting'', ''viewer'').',
 						  array_to_string(levels, ', '));
 	END IF;
+	/* whose the tables are was said when the first was made; a stranger's patients are in the way */
 	PERFORM @extschema@.cliniko_setup(coalesce(
-		(SELECT t.owner FROM @extschema@.clinisync_tables() t LIMIT 1),
+		(SELECT t.owner FROM @extschema@.clinisync_tables() t WHERE t.relation = 'cliniko_organizations'),
 		quote_ident(current_user)::regrole));
 	PERFORM @extschema@.cliniko_revoke(role);
 

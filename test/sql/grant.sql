@@ -246,6 +246,15 @@ ALTER FUNCTION cliniko_claimed_organization() OWNER TO regress_clinisync_owner;
 SELECT pg_temp.attempt('SELECT cliniko_setup()');
 ROLLBACK;
 
+-- nor does a grant adopt a stranger's table without a word
+BEGIN;
+CREATE ROLE regress_clinisync_owner;
+CREATE EXTENSION clinisync;
+CREATE TABLE patients (id serial PRIMARY KEY);
+ALTER TABLE patients OWNER TO regress_clinisync_owner;
+SELECT pg_temp.attempt($$ SELECT cliniko_grant('regress_clinisync_owner', 'viewer') $$);
+ROLLBACK;
+
 --
 -- Runs of what has changed
 --
