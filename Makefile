@@ -15,9 +15,11 @@ OBJS = \
 	src/patient.o \
 	src/catalog.o \
 	src/statement.o \
+	src/transaction.o \
 	src/run.o \
 	src/enumeration.o \
 	src/store.o \
+	src/reconcile.o \
 	src/organization.o \
 	src/report.o \
 	src/connection.o \

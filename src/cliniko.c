@@ -24,6 +24,9 @@
 /* Cliniko: "if your API key doesn't have a shard suffix, the shard is au1" */
 #define DEFAULT_SHARD "au1"
 
+/* No account's id or name is longer, in bytes. */
+#define MAX_NAME_LENGTH 1000
+
 /* Longer than any key seen by far, short enough for a header. */
 #define MAX_KEY_LENGTH 512
 
@@ -57,6 +60,11 @@ static const struct
 	[CLINIKO_NOT_FOUND] = {
 		"CLINIKO_NOT_FOUND", "Cliniko does not know the address that was asked for (HTTP 404).",
 		"Check the key's shard suffix and clinisync.base_url.", false},
+	[CLINIKO_ACCOUNT_MISMATCH] = {
+		"ACCOUNT_MISMATCH", "The API key belongs to another Cliniko account than the patients "
+		"that are stored for this organization. Nothing was stored.",
+		"Pass the right key to cliniko_connect(), or connect the other account under an id of its "
+		"own; docs/ERROR_HANDLING.md tells how to move an organization to another account.", false},
 	[CLINIKO_BAD_REQUEST] = {
 		"CLINIKO_BAD_REQUEST", "Cliniko did not understand the request (HTTP 4xx).",
 		"Cliniko's API may have changed: look for a newer version of clinisync.", false},
@@ -210,6 +218,8 @@ append_part(StringInfo url, const ClinikoCursor *cursor)
 			appendStringInfo(url, "?q%%5B%%5D=archived_at:%%3E%%3D%s&q%%5B%%5D=updated_at:%%3C%s",
 							 since, since);
 			break;
+		case CLINIKO_MISSING:
+			elog(ERROR, "missing patients are asked for by name");
 	}
 }
 
@@ -250,6 +260,27 @@ cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
 		appendStringInfoString(&url, "&sort=created_at:asc");
 	}
 	return url.data;
+}
+
+/* The URL of those of some patients that exist, archived ones included. */
+char *
+cliniko_named_patients_url(const ClinikoAccount *account, const int64 *ids, int count)
+{
+	StringInfoData url;
+
+	initStringInfo(&url);
+	appendStringInfo(&url, "%s/patients?q%%5B%%5D=archived_at:*&per_page=%d&q%%5B%%5D=id:%%3D",
+					 account->api_url, CLINIKO_MAX_PAGE_SIZE);
+	for (int i = 0; i < count; i++)
+		appendStringInfo(&url, "%s" INT64_FORMAT, i > 0 ? "," : "", ids[i]);
+	return url.data;
+}
+
+/* The URL of what tells which account this is. */
+char *
+cliniko_account_url(const ClinikoAccount *account)
+{
+	return psprintf("%s/settings/public", account->api_url);
 }
 
 /* Send a request as Cliniko wants it. */
@@ -418,6 +449,47 @@ cliniko_parse_page(MemoryContext context, Transfer *transfer)
 	}
 	page->body = transfer_take_body(transfer);
 	return page;
+}
+
+/* A string of an object, or NULL where it is missing, empty or absurdly long. */
+static char *
+short_string(JsonText object, const char *key)
+{
+	JsonText	value;
+
+	return json_find(object, key, &value) && json_is_string(value) && !json_is_absent(value) &&
+		value.len <= MAX_NAME_LENGTH ? json_string(value) : NULL;
+}
+
+/* An id as Cliniko writes ids, in a string; a bare number would do as well. */
+static char *
+id_string(JsonText object)
+{
+	JsonText	value;
+	int64		number;
+
+	return json_find(object, "id", &value) && json_int64(value, &number)
+		? psprintf(INT64_FORMAT, number) : short_string(object, "id");
+}
+
+/*
+ * Read an answer to cliniko_account_url(). Both are palloc'ed, or NULL where
+ * they are not told. Answers false where it is no JSON object at all.
+ */
+bool
+cliniko_read_account(Transfer *transfer, char **id, char **name)
+{
+	JsonText	object;
+
+	*id = *name = NULL;
+	if (!json_check(transfer->body, transfer->body_len, &object) || !json_is_object(object))
+		return false;
+	if (json_find(object, "account", &object) && json_is_object(object))
+	{
+		*id = id_string(object);
+		*name = short_string(object, "name");
+	}
+	return true;
 }
 
 void

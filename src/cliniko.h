@@ -29,6 +29,7 @@ typedef enum ClinikoError
 	CLINIKO_AUTH_FAILED,
 	CLINIKO_FORBIDDEN,
 	CLINIKO_NOT_FOUND,
+	CLINIKO_ACCOUNT_MISMATCH,
 	CLINIKO_BAD_REQUEST,
 	CLINIKO_RATE_LIMITED,
 	CLINIKO_UNAVAILABLE,
@@ -60,6 +61,9 @@ typedef struct ClinikoAccount
 	char	   *user_agent;
 } ClinikoAccount;
 
+/* How many patients one page can have, so Cliniko. */
+#define CLINIKO_MAX_PAGE_SIZE 100
+
 /* In which order patients are asked for; see cliniko_patients_url(). */
 typedef enum ClinikoOrder
 {
@@ -76,7 +80,8 @@ typedef enum ClinikoPart
 {
 	CLINIKO_EVERYONE,
 	CLINIKO_UPDATED,			/* since changed_since */
-	CLINIKO_ARCHIVED			/* since then, and not updated since */
+	CLINIKO_ARCHIVED,			/* since then, and not updated since */
+	CLINIKO_MISSING				/* by name: rows of ours that were not listed */
 } ClinikoPart;
 
 /* Up to where an enumeration has come. */
@@ -85,7 +90,7 @@ typedef struct ClinikoCursor
 	ClinikoPart part;
 	char		changed_since[CLINIKO_TIME_SIZE];	/* empty: for everyone */
 	ClinikoOrder order;
-	int64		after_id;		/* by id: the last id that is done */
+	int64		after_id;		/* by id, or missing: the last id that is done */
 	char		since[CLINIKO_TIME_SIZE];	/* by creation: up to here all is done */
 	bool		beyond;			/* by creation: that very second is done as well */
 	int			page;			/* by creation: which page of that second alone, or 0 */
@@ -119,10 +124,13 @@ extern char *cliniko_parse_key(const char *input, char shard[CLINIKO_SHARD_SIZE]
 extern ClinikoAccount *cliniko_account(const char *api_key, const char *shard);
 extern char *cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
 								  int page_size);
+extern char *cliniko_named_patients_url(const ClinikoAccount *account, const int64 *ids, int count);
+extern char *cliniko_account_url(const ClinikoAccount *account);
 extern Transfer *cliniko_get(Transport *transport, const ClinikoAccount *account,
 							 const char *url, void *owner);
 extern ClinikoVerdict cliniko_judge(Transfer *transfer);
 extern ClinikoPage *cliniko_parse_page(MemoryContext context, Transfer *transfer);
+extern bool cliniko_read_account(Transfer *transfer, char **id, char **name);
 extern void cliniko_free_page(ClinikoPage *page);
 
 #endif							/* CLINISYNC_CLINIKO_H */

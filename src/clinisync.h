@@ -39,8 +39,10 @@ extern int	clinisync_requests_per_minute;
 extern int	clinisync_request_timeout;
 extern int	clinisync_retry_window;
 extern int	clinisync_max_running_syncs;
+extern int	clinisync_max_missing_percent;
 extern int	clinisync_max_response_size;
 extern int	clinisync_idle_timeout;
+extern int	clinisync_log_retention;
 
 extern void settings_define(void);
 extern void settings_refresh(void);

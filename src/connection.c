@@ -65,9 +65,13 @@ read_object(Transfer *transfer, JsonText *object)
 		json_check(transfer->body, transfer->body_len, object) && json_is_object(*object);
 }
 
-/* Ask, and fill in the report; its strings are in the current context. */
+/*
+ * Ask, and fill in the report; its strings are in the current context.
+ * known_account_id: whose patients are stored already, or NULL.
+ */
 void
-connection_test(const ClinikoAccount *account, ConnectionReport *report)
+connection_test(const ClinikoAccount *account, const char *known_account_id,
+				ConnectionReport *report)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "clinisync connection",
 												  ALLOCSET_DEFAULT_SIZES);
@@ -96,11 +100,12 @@ connection_test(const ClinikoAccount *account, ConnectionReport *report)
 		report->reason = psprintf("%s.", transfers[ASK_ALL_PATIENTS]->reason);
 	if (report->error == CLINIKO_NO_ERROR)
 		report->error = read_total(transfers[ASK_ACTIVE_PATIENTS], &report->active_patients);
-	if (read_object(transfers[ASK_ACCOUNT], &object) && json_find(object, "account", &object))
-	{
-		report->account_id = find_string(object, "id");
-		report->account_name = find_string(object, "name");
-	}
+	if (cliniko_judge(transfers[ASK_ACCOUNT]).error == CLINIKO_NO_ERROR)
+		(void) cliniko_read_account(transfers[ASK_ACCOUNT], &report->account_id,
+									&report->account_name);
+	if (report->error == CLINIKO_NO_ERROR && known_account_id && report->account_id &&
+		strcmp(known_account_id, report->account_id) != 0)
+		report->error = CLINIKO_ACCOUNT_MISMATCH;
 	if (read_object(transfers[ASK_USER], &object))
 		report->role = find_string(object, "role");
 	MemoryContextDelete(context);

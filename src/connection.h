@@ -21,6 +21,7 @@ typedef struct ConnectionReport
 	int64		latency_us;		/* of the answer that decided */
 } ConnectionReport;
 
-extern void connection_test(const ClinikoAccount *account, ConnectionReport *report);
+extern void connection_test(const ClinikoAccount *account, const char *known_account_id,
+							ConnectionReport *report);
 
 #endif							/* CLINISYNC_CONNECTION_H */

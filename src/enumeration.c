@@ -19,6 +19,10 @@
  * The cursor is ahead of what is stored by the page that is being stored; the
  * run's own cursor (RunState) is where it resumes.
  *
+ * Patients of ours that the list did not show are asked for by name before they
+ * count as deleted. Each such request also names a patient that was listed, the
+ * witness: an answer without it would come from a Cliniko that shows nobody.
+ *
  * This file decides, and neither fetches nor stores. Memory: in the run's
  * context.
  */
@@ -318,4 +322,67 @@ enumeration_forget(Enumeration *list, const ClinikoPage *page, const ClinikoCurs
 			strcmp(page->records[i].created_at, run->state.cursor.since) == 0)
 			run_add_seen(run, page->records[i].id);
 	}
+}
+
+/* How many missing patients a request may name. */
+int
+enumeration_most_named(const Enumeration *list)
+{
+	return Max(list->page_size - 1, 1);
+}
+
+/* The URL of what is to be asked for next; palloc'ed. */
+char *
+enumeration_url(const Enumeration *list, const ClinikoAccount *account)
+{
+	int64		ids[MOST_NAMED];
+	int			count = list->nnamed;
+
+	if (list->cursor.part != CLINIKO_MISSING)
+		return cliniko_patients_url(account, &list->cursor, list->page_size);
+	memcpy(ids, list->named, sizeof(int64) * count);
+	if (list->run->state.witness != 0)
+		ids[count++] = list->run->state.witness;
+	return cliniko_named_patients_url(account, ids, count);
+}
+
+/* Whether a page shows a patient. */
+static bool
+shows(const ClinikoPage *page, int64 id)
+{
+	for (int i = 0; i < page->nrecords; i++)
+	{
+		if (page->records[i].id == id)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Take an answer about the patients that were named: those that it shows are
+ * named no more, and those that stay do not exist. Answers false where it cannot
+ * be an answer to that.
+ */
+bool
+enumeration_confirm(Enumeration *list, const ClinikoPage *page)
+{
+	int64		witness = list->run->state.witness;
+	int			expected = 0;
+	int			kept = 0;
+
+	for (int i = 0; i < list->nnamed; i++)
+		expected += shows(page, list->named[i]) && list->named[i] != witness;
+	expected += (witness != 0);
+	/* nobody twice, nobody else, and the witness */
+	if (page->nrecords != expected || page->total_entries != expected || page->has_next ||
+		has_duplicates(page) || (witness != 0 && !shows(page, witness)))
+		return false;
+	list->cursor.after_id = list->named[list->nnamed - 1];
+	for (int i = 0; i < list->nnamed; i++)
+	{
+		if (!shows(page, list->named[i]))
+			list->named[kept++] = list->named[i];
+	}
+	list->nnamed = kept;
+	return true;
 }

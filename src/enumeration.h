@@ -18,6 +18,9 @@ typedef enum PageFit
 	PAGE_CONTRADICTION			/* it cannot be what was asked for */
 } PageFit;
 
+/* The most patients that one request names, the witness among them. */
+#define MOST_NAMED CLINIKO_MAX_PAGE_SIZE
+
 typedef struct Enumeration
 {
 	Run		   *run;
@@ -28,6 +31,9 @@ typedef struct Enumeration
 	int			npass;
 	int			pass_size;		/* allocated */
 	int64		pass_total;		/* how many there should be */
+
+	int64		named[MOST_NAMED];	/* missing patients that the next request asks for */
+	int			nnamed;
 } Enumeration;
 
 extern void enumeration_begin(Enumeration *list, Run *run, int page_size);
@@ -37,5 +43,9 @@ extern ClinikoCursor enumeration_pass(Enumeration *list, const ClinikoPage *page
 									  int first, int count);
 extern void enumeration_forget(Enumeration *list, const ClinikoPage *page,
 							   const ClinikoCursor *before);
+
+extern int	enumeration_most_named(const Enumeration *list);
+extern char *enumeration_url(const Enumeration *list, const ClinikoAccount *account);
+extern bool enumeration_confirm(Enumeration *list, const ClinikoPage *page);
 
 #endif							/* CLINISYNC_ENUMERATION_H */

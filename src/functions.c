@@ -395,9 +395,10 @@ answer_failed(StringInfo json, const char *org, ClinikoError error, const char *
 
 /* Ask Cliniko with a key, and answer what it said. */
 static void
-try_connection(StringInfo json, const char *org, const char *api_key, const char *shard)
+try_connection(StringInfo json, const char *org, const char *api_key,
+			   const Organization *organization)
 {
-	ClinikoAccount *account = cliniko_account(api_key, shard);
+	ClinikoAccount *account = cliniko_account(api_key, organization->shard);
 	ConnectionReport report;
 
 	if (account == NULL)
@@ -405,7 +406,7 @@ try_connection(StringInfo json, const char *org, const char *api_key, const char
 		answer_failed(json, org, CLINIKO_CONFIGURATION_ERROR, settings_contact_email_unset());
 		return;
 	}
-	connection_test(account, &report);
+	connection_test(account, organization->account_id, &report);
 	if (report.error == CLINIKO_NO_ERROR)
 		answer_connected(json, org, &report);
 	else
@@ -447,7 +448,7 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 		if (organization.shard)
 			api_key = secret_open(organization.api_key_sealed, org, &problem);
 		if (api_key)
-			try_connection(&json, org, api_key, organization.shard);
+			try_connection(&json, org, api_key, &organization);
 		else
 			answer_failed(&json, org, CLINIKO_CREDENTIALS_UNREADABLE, problem);
 	}

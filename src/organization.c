@@ -167,7 +167,8 @@ organization_load(const Catalog *catalog, const char *org, Organization *loaded)
 	memset(loaded, 0, sizeof(*loaded));
 	add_text(&parameters, org);
 	if (execute_as_owner(catalog,
-						 "SELECT api_key_sealed, coalesce(sync_enabled, true), shard, name"
+						 "SELECT api_key_sealed, coalesce(sync_enabled, true), shard, name,"
+						 "       account_id"
 						 "  FROM @schema@.cliniko_organizations"
 						 " WHERE organization_id = $1", &parameters, false) == 0)
 		return;
@@ -175,6 +176,7 @@ organization_load(const Catalog *catalog, const char *org, Organization *loaded)
 	loaded->sync_enabled = DatumGetBool(column(2, &isnull));
 	loaded->shard = text_column(3);
 	loaded->name = text_column(4);
+	loaded->account_id = text_column(5);
 }
 
 /* Keep an organisation's key; a name of NULL leaves the name as it is. */
@@ -428,7 +430,8 @@ organization_cancel_run(const Catalog *catalog, const char *org)
 						 "   SET status = 'failed', completed_at = clock_timestamp(),"
 						 "       updated_at = clock_timestamp(), error_details = $3,"
 						 "       metadata = jsonb_build_object("
-						 "           'inserted', 0, 'updated', 0, 'unchanged', 0, 'deleted', 0,"
+						 "           'inserted', 0, 'updated', 0, 'unchanged', 0,"
+						 "           'deleted', coalesce((checkpoint ->> 'deleted')::bigint, 0),"
 						 "           'archived', coalesce((checkpoint ->> 'archived')::bigint, 0),"
 						 "           'restored', coalesce((checkpoint ->> 'restored')::bigint, 0),"
 						 "           'api_ms', coalesce((checkpoint ->> 'api_us')::bigint / 1000, 0),"

@@ -15,6 +15,7 @@ typedef struct Organization
 	bool		sync_enabled;
 	char	   *shard;			/* NULL where it is not connected */
 	char	   *name;			/* may be NULL */
+	char	   *account_id;		/* Cliniko's id of the account that is stored; or NULL */
 } Organization;
 
 extern void organization_check_id(const char *org);

@@ -27,6 +27,9 @@
 
 #define NOTIFY_CHANNEL "clinisync"
 
+/* So many patients may be missing from a list however short it is. */
+#define LEAST_MISSING_LIMIT 20
+
 /* How far a run of changes can be, in percent, while more may yet be counted. */
 #define ALMOST_ALL 99.9
 
@@ -35,9 +38,18 @@ static const char *const steps[] = {
 	[RUN_CONNECTING] = "connecting",
 	[RUN_FETCHING] = "fetching",
 	[RUN_STORING] = "storing",
+	[RUN_RECONCILING] = "reconciling",
 	[RUN_WAITING] = "waiting",
 	[RUN_COMPLETED] = "completed",
 	[RUN_FAILED] = "failed",
+};
+
+/* What CLINIKO_EVERYONE needs no name for, in the checkpoint. */
+static const char *const parts[] = {
+	[CLINIKO_EVERYONE] = NULL,
+	[CLINIKO_UPDATED] = "updated",
+	[CLINIKO_ARCHIVED] = "archived",
+	[CLINIKO_MISSING] = "missing",
 };
 
 /* Counters that a resumed run takes over, by their name in the checkpoint. */
@@ -54,6 +66,9 @@ static const struct
 	{"failed", offsetof(Run, state.failed)},
 	{"archived", offsetof(Run, state.archived)},
 	{"restored", offsetof(Run, state.restored)},
+	{"missing", offsetof(Run, state.missing)},
+	{"deleted", offsetof(Run, state.deleted)},
+	{"witness", offsetof(Run, state.witness)},
 	{"requests", offsetof(Run, requests)},
 	{"retries", offsetof(Run, retries)},
 	{"rate_limited", offsetof(Run, rate_limited)},
@@ -211,6 +226,20 @@ run_rate(const Run *run)
 	return seconds > 0 ? (run_accounted(run) - run->began_with) / seconds : 0;
 }
 
+/*
+ * How many patients may be missing from Cliniko's list and yet be believed to
+ * be deleted there: an error must never shrink the table.
+ */
+int64
+run_missing_limit(const Run *run)
+{
+	int64		percent = clinisync_max_missing_percent;
+
+	/* of those that are listed and those that are missing, taken together */
+	return percent == 100 ? PG_INT64_MAX - 1
+		: Max(LEAST_MISSING_LIMIT, run_accounted(run) * percent / (100 - percent));
+}
+
 /* Raise the percentage to where the counters stand. */
 void
 run_update_percent(Run *run)
@@ -302,10 +331,10 @@ append_outcome(StringInfo json, Run *run)
 	int64		duration_us = GetCurrentTimestamp() - run->started_at;
 
 	appendStringInfo(json,
-					 ", \"archived\": " INT64_FORMAT ", \"deleted\": 0"
+					 ", \"archived\": " INT64_FORMAT ", \"deleted\": " INT64_FORMAT
 					 ", \"restored\": " INT64_FORMAT ", \"duration_ms\": " INT64_FORMAT
 					 ", \"api_ms\": " INT64_FORMAT ", \"database_ms\": " INT64_FORMAT,
-					 run->state.archived, run->state.restored, duration_us / 1000,
+					 run->state.archived, run->state.deleted, run->state.restored, duration_us / 1000,
 					 run->api_us / 1000, run->database_us / 1000);
 	if (run->found >= 0)
 		appendStringInfo(json, ", \"patients_per_second\": %.0f, \"success_rate\": %.1f",
@@ -389,20 +418,20 @@ run_checkpoint(const Run *run)
 
 	initStringInfo(&json);
 	appendStringInfoChar(&json, '{');
+	if (parts[cursor->part])
+		appendStringInfo(&json, "\"part\": \"%s\", ", parts[cursor->part]);
 	if (cursor->changed_since[0] != '\0')
 	{
-		appendStringInfo(&json, "\"part\": \"%s\", \"changed_since\": ",
-						 cursor->part == CLINIKO_ARCHIVED ? "archived" : "updated");
+		appendStringInfoString(&json, "\"changed_since\": ");
 		escape_json(&json, cursor->changed_since);
 		appendStringInfoString(&json, ", ");
 	}
-	if (cursor->order == CLINIKO_BY_ID)
-		appendStringInfo(&json, "\"order\": \"id\", \"after_id\": \"" INT64_FORMAT "\"",
-						 cursor->after_id);
-	else
+	appendStringInfo(&json, "\"order\": \"%s\", \"after_id\": \"" INT64_FORMAT "\"",
+					 cursor->order == CLINIKO_BY_ID ? "id" : "created_at", cursor->after_id);
+	if (cursor->order == CLINIKO_BY_CREATION)
 	{
 		/* no more is needed: with what was seen, the second's first page will do */
-		appendStringInfoString(&json, "\"order\": \"created_at\", \"since\": ");
+		appendStringInfoString(&json, ", \"since\": ");
 		escape_json(&json, cursor->since);
 		appendStringInfoString(&json, ", \"seen\": [");
 		for (int i = 0; i < run->state.nseen; i++)
@@ -480,8 +509,11 @@ run_restore(Run *run, const char *checkpoint, const char *metadata)
 		return;
 	find_time(object, "changed_since", since);
 	begin_cursor(cursor, since);
-	if (json_find(object, "part", &value) && json_equals(value, "archived"))
-		cursor->part = CLINIKO_ARCHIVED;
+	for (int i = 0; i < lengthof(parts); i++)
+	{
+		if (parts[i] && json_find(object, "part", &value) && json_equals(value, parts[i]))
+			cursor->part = i;
+	}
 	if (json_find(object, "order", &value) && json_equals(value, "created_at"))
 		cursor->order = CLINIKO_BY_CREATION;
 	cursor->after_id = find_int64(object, "after_id", 0);

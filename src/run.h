@@ -23,6 +23,7 @@ typedef enum RunStep
 	RUN_CONNECTING,
 	RUN_FETCHING,
 	RUN_STORING,
+	RUN_RECONCILING,
 	RUN_WAITING,
 	RUN_COMPLETED,
 	RUN_FAILED
@@ -44,6 +45,9 @@ typedef struct RunState
 	int64		failed;
 	int64		archived;		/* among all of the above */
 	int64		restored;		/* among updated: had been marked deleted */
+	int64		missing;		/* rows of ours that Cliniko did not list; see run_missing_limit() */
+	int64		deleted;		/* among missing: Cliniko confirmed it */
+	int64		witness;		/* a patient that Cliniko did list, the last one; 0: nobody */
 	double		percent;		/* never falls */
 } RunState;
 
@@ -56,6 +60,7 @@ typedef struct Run
 	char	   *api_key;		/* NULL where it cannot be read */
 	const char *key_problem;	/* then, why; NULL if not */
 	char	   *shard;
+	char	   *account_id;		/* Cliniko's id of the account that is stored; or NULL */
 	TimestampTz started_at;		/* when it was asked for */
 
 	RunStep		step;
@@ -91,6 +96,7 @@ extern bool run_has_seen(const Run *run, int64 id);
 extern void run_add_seen(Run *run, int64 id);
 extern void run_fail(Run *run, ClinikoError error, const char *detail);
 extern void run_start_over(Run *run, ClinikoOrder order);
+extern int64 run_missing_limit(const Run *run);
 extern void run_update_percent(Run *run);
 extern void run_notify(const char *organization_id, int64 id, const char *status,
 					   double percent);

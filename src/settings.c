@@ -18,6 +18,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/timestamp.h"
 
 #include "clinisync.h"
 
@@ -34,8 +35,10 @@ int			clinisync_requests_per_minute;
 int			clinisync_request_timeout;
 int			clinisync_retry_window;
 int			clinisync_max_running_syncs;
+int			clinisync_max_missing_percent;
 int			clinisync_max_response_size;
 int			clinisync_idle_timeout;
+int			clinisync_log_retention;
 
 /* Read by cliniko_claimed_organization(), which is SQL. */
 static char *clinisync_org_claim;
@@ -203,6 +206,11 @@ settings_define(void)
 							NULL,
 							&clinisync_max_running_syncs, 64, 1, 1000,
 							PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("clinisync.max_missing_percent",
+							"How many of an organisation's patients a sync may find deleted, in percent.",
+							"More, and more than 20, are not believed: nobody is marked as deleted.",
+							&clinisync_max_missing_percent, 5, 0, 100,
+							PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("clinisync.max_response_size",
 							"The largest answer that is accepted, after decompression.",
 							NULL,
@@ -213,6 +221,12 @@ settings_define(void)
 							NULL,
 							&clinisync_idle_timeout, 60000, 1, INT_MAX,
 							PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("clinisync.log_retention",
+							"How long the logs of an organisation's runs are kept.",
+							"The newest ten stay in any case. 0: for ever.",
+							&clinisync_log_retention, 90 * MINS_PER_HOUR * HOURS_PER_DAY, 0,
+							10 * 366 * MINS_PER_HOUR * HOURS_PER_DAY,
+							PGC_SUSET, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomStringVariable("clinisync.org_claim",
 							   "Where a token names the organization that its bearer may see.",
 							   "A claim, or a path to one: \"app_metadata.org_id\".",

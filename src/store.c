@@ -3,9 +3,7 @@
  *		Everything of a run that is SQL: list, load, progress, batches, the end.
  *
  * Each function here is one transaction, from beginning to end: patients,
- * counters, checkpoint and NOTIFY commit together, and nothing is held when it
- * returns. An error inside is caught in one place, transaction(), and becomes
- * a StoreResult.
+ * counters, checkpoint and NOTIFY commit together.
  *
  * A batch is stored in one statement. If the table refuses it, the transaction
  * is rolled back and done again record by record, each in a subtransaction, so
@@ -20,19 +18,14 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "pgstat.h"
-#include "tcop/tcopprot.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/queryenvironment.h"
 #include "utils/resowner.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -44,144 +37,12 @@
 #include "statement.h"
 #include "store.h"
 
+/* How many logs a transaction looks at to delete them, and how many stay however old. */
+#define PRUNED_AT_ONCE 100
+#define LOGS_KEPT 10
+
 /* What the upsert reads from. */
 #define CHANGES_RELATION "clinisync_changes"
-
-/* What a transaction does; raises an error to undo it all. */
-typedef void (*Work) (const Catalog *catalog, void *arg);
-
-/* The SQLSTATE of the last transaction that failed. */
-static int	last_sqlstate;
-
-/* Where the tables were when they were last seen; for store_save_farewell(). */
-static Catalog last_catalog;
-
-const char *
-store_last_sqlstate(void)
-{
-	return unpack_sql_state(last_sqlstate);
-}
-
-/*
- * Whether an error is about the record that was being written, rather than
- * about the state of the database: data, constraints, what triggers raise.
- */
-static bool
-is_about_record(int sqlstate)
-{
-	static const char *const others[] = {
-		"08", "0A", "25", "26", "28", "2D", "34", "3D", "3F", "40", "42", "53",
-		"55", "57", "58", "F0", "HV", "XX", "PT"
-	};
-	const char *code = unpack_sql_state(sqlstate);
-
-	for (int i = 0; i < lengthof(others); i++)
-	{
-		if (strncmp(code, others[i], 2) == 0)
-			return false;
-	}
-	return true;
-}
-
-static StoreResult
-classify(int sqlstate)
-{
-	switch (ERRCODE_TO_CATEGORY(sqlstate))
-	{
-		case ERRCODE_TRANSACTION_ROLLBACK:
-		case ERRCODE_INSUFFICIENT_RESOURCES:
-			return STORE_BUSY;
-	}
-	switch (sqlstate)
-	{
-		case ERRCODE_CLINISYNC_GONE:
-			return STORE_NOT_RUNNING;
-		case ERRCODE_LOCK_NOT_AVAILABLE:
-		case ERRCODE_QUERY_CANCELED:
-		case ERRCODE_OBJECT_IN_USE:
-			return STORE_BUSY;
-	}
-	return STORE_FAILED;
-}
-
-/*
- * Keep where the tables are beyond the transaction. Whatever search_path the
- * database has set, names in our statements, and in triggers that users attach
- * to the tables, mean what they mean in the tables' schema.
- */
-static void
-remember(const Catalog *catalog)
-{
-	if (last_catalog.schema == NULL || strcmp(last_catalog.schema, catalog->schema) != 0)
-	{
-		last_catalog.schema = MemoryContextStrdup(TopMemoryContext, catalog->schema);
-		SetConfigOption("search_path",
-						psprintf("pg_catalog, %s, pg_temp", catalog->schema),
-						PGC_USERSET, PGC_S_OVERRIDE);
-	}
-	last_catalog.owner = catalog->owner;
-}
-
-/*
- * Run some work in a transaction of its own, as the tables' owner. Constraints
- * that users have declared deferred are checked at once: PostgreSQL defers none
- * in a security-restricted operation, and a record that violates one is then
- * found where it costs that record alone. The owner's identity lasts through
- * the commit all the same.
- */
-static StoreResult
-transaction(Work work, void *arg, bool farewell)
-{
-	MemoryContext context = CurrentMemoryContext;
-	volatile StoreResult result = STORE_DONE;
-	/* SET CONSTRAINTS ALL IMMEDIATE */
-	ConstraintsSetStmt immediate = {.type = T_ConstraintsSetStmt};
-
-	/* lock_timeout works by a SIGINT to ourselves, which is ignored elsewhere */
-	pqsignal(SIGINT, StatementCancelHandler);
-	PG_TRY();
-	{
-		CatalogIdentity worker;
-		Catalog		catalog;
-
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		if (farewell)
-			catalog = last_catalog;
-		else if (!catalog_find(&catalog) || catalog.missing)
-			result = STORE_UNINSTALLED;
-		else
-			remember(&catalog);
-
-		if (result == STORE_UNINSTALLED)
-			AbortCurrentTransaction();
-		else
-		{
-			catalog_become_owner(&catalog, &worker);
-			SPI_connect();
-			PushActiveSnapshot(GetTransactionSnapshot());
-			AfterTriggerSetState(&immediate);
-			work(&catalog, arg);
-			PopActiveSnapshot();
-			SPI_finish();
-			CommitTransactionCommand();
-			catalog_become(&worker);
-		}
-	}
-	PG_CATCH();
-	{
-		last_sqlstate = geterrcode();
-		AbortCurrentTransaction();
-		FlushErrorState();
-		result = is_about_record(last_sqlstate) ? STORE_FAILED : classify(last_sqlstate);
-	}
-	PG_END_TRY();
-	pqsignal(SIGINT, SIG_IGN);
-	QueryCancelPending = false;
-	MemoryContextSwitchTo(context);
-	pgstat_report_stat(false);
-	return result;
-}
 
 /*
  * Listing and loading
@@ -223,14 +84,14 @@ list_running(const Catalog *catalog, void *arg)
 }
 
 /* List all runs that are running, oldest first, and take over new settings. */
-StoreResult
+TransactionResult
 store_list_running(MemoryContext context, StoreRunKey **keys, int *nkeys)
 {
 	ListArg		list = {.context = context};
-	StoreResult result = transaction(list_running, &list, false);
+	TransactionResult result = transaction_run(list_running, &list);
 
 	*keys = list.keys;
-	*nkeys = result == STORE_DONE ? list.nkeys : 0;
+	*nkeys = result == TRANSACTION_DONE ? list.nkeys : 0;
 	return result;
 }
 
@@ -257,7 +118,7 @@ load_run(const Catalog *catalog, void *arg)
 
 	statement_prepare(&statement, catalog,
 			"SELECT l.operation_type, l.started_at, l.checkpoint::text, l.metadata::text,"
-			"       o.api_key_sealed, o.shard"
+			"       o.api_key_sealed, o.shard, o.account_id"
 			"  FROM @schema@.sync_logs l"
 			"  LEFT JOIN @schema@.cliniko_organizations o"
 			"         ON o.organization_id = l.organization_id"
@@ -282,6 +143,9 @@ load_run(const Catalog *catalog, void *arg)
 	value = statement_column(0, 6, &isnull);
 	if (!isnull)
 		run->shard = TextDatumGetCString(value);
+	value = statement_column(0, 7, &isnull);
+	if (!isnull)
+		run->account_id = TextDatumGetCString(value);
 	MemoryContextSwitchTo(old_context);
 
 	value = statement_column(0, 3, &isnull);
@@ -294,29 +158,61 @@ load_run(const Catalog *catalog, void *arg)
  * Read a run with its organisation, to begin it or to resume it. Where its API
  * key is missing or unreadable, run->api_key is NULL.
  */
-StoreResult
+TransactionResult
 store_load_run(MemoryContext parent, const StoreRunKey *key, Run **run)
 {
 	LoadArg		load = {.key = key, .run = run_create(parent)};
-	StoreResult result = transaction(load_run, &load, false);
+	TransactionResult result = transaction_run(load_run, &load);
 
-	if (result == STORE_DONE)
+	if (result == TRANSACTION_DONE)
 		*run = load.run;
 	else
 		run_free(load.run);
 	return result;
 }
 
+typedef struct AccountArg
+{
+	const Run  *run;
+	const char *account_id;
+} AccountArg;
+
+static void
+save_account_id(const Catalog *catalog, void *arg)
+{
+	static Statement statement;
+	AccountArg *account = arg;
+	Oid			types[] = {TEXTOID, TEXTOID};
+	Datum		values[] = {
+		CStringGetTextDatum(account->run->organization_id),
+		CStringGetTextDatum(account->account_id)
+	};
+
+	/* not updated_at: the organisation is as its users left it */
+	statement_prepare(&statement, catalog,
+			"UPDATE @schema@.cliniko_organizations SET account_id = $2"
+			" WHERE organization_id = $1 AND account_id IS NULL", 2, types);
+	statement_execute(&statement, values, NULL, false);
+}
+
+/* Commit from which account an organisation's patients come, once and for all. */
+TransactionResult
+store_save_account_id(Run *run, const char *account_id)
+{
+	AccountArg	account = {.run = run, .account_id = account_id};
+
+	return transaction_run(save_account_id, &account);
+}
+
 /*
  * Progress
  */
 
-/* Write what the run says of itself, and tell who listens. */
-static void
-save_progress(const Catalog *catalog, void *arg)
+/* Write what the run says of itself, and tell who listens; in a transaction. */
+void
+store_write_progress(const Catalog *catalog, Run *run)
 {
 	static Statement statement;
-	Run		   *run = arg;
 	bool		ended = (run->step == RUN_COMPLETED || run->step == RUN_FAILED);
 	const char *status = run->step == RUN_COMPLETED ? "completed" :
 		run->step == RUN_FAILED ? "failed" : "running";
@@ -353,21 +249,27 @@ save_progress(const Catalog *catalog, void *arg)
 	run_notify(run->organization_id, run->id, status, run->state.percent);
 }
 
+static void
+save_progress(const Catalog *catalog, void *arg)
+{
+	store_write_progress(catalog, arg);
+}
+
 /* Commit what the run says of itself: a step, a wait, or its end. */
-StoreResult
+TransactionResult
 store_save_progress(Run *run)
 {
-	return transaction(save_progress, run, false);
+	return transaction_run(save_progress, run);
 }
 
 /*
  * Commit a run's end after the extension was dropped: the tables are the
  * user's and still there, and no row of theirs may say "running" for ever.
  */
-StoreResult
+TransactionResult
 store_save_farewell(Run *run)
 {
-	return transaction(save_progress, run, true);
+	return transaction_run_farewell(save_progress, run);
 }
 
 /*
@@ -379,6 +281,9 @@ typedef struct BatchArg
 	Run		   *run;
 	ClinikoRecord *records;
 	int			nrecords;
+	bool		tells_missing;	/* whoever is not among the records, from just */
+	int64		after_id;		/* behind this id, */
+	int64		last_id;		/* to this one, was not listed */
 	bool		one_by_one;
 } BatchArg;
 
@@ -392,6 +297,18 @@ typedef struct Change
 	PatientRow	row;
 } Change;
 
+/* The ids of a batch's records, as an array. */
+static Datum
+record_ids(const BatchArg *batch)
+{
+	Datum	   *ids = palloc(sizeof(Datum) * Max(batch->nrecords, 1));
+
+	for (int i = 0; i < batch->nrecords; i++)
+		ids[i] = Int64GetDatum(batch->records[i].id);
+	return PointerGetDatum(construct_array(ids, batch->nrecords, INT8OID, sizeof(int64),
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
 /*
  * Look up what the table has of a batch's records: one row for each, in their
  * order. Each is a probe of the unique index. Asked for "= ANY" instead, the
@@ -404,14 +321,11 @@ look_up(const Catalog *catalog, BatchArg *batch)
 {
 	static Statement statement;
 	Oid			types[] = {TEXTOID, INT8ARRAYOID};
-	Datum	   *ids = palloc(sizeof(Datum) * Max(batch->nrecords, 1));
-	Datum		values[2];
+	Datum		values[] = {
+		CStringGetTextDatum(batch->run->organization_id),
+		record_ids(batch)
+	};
 
-	for (int i = 0; i < batch->nrecords; i++)
-		ids[i] = Int64GetDatum(batch->records[i].id);
-	values[0] = CStringGetTextDatum(batch->run->organization_id);
-	values[1] = PointerGetDatum(construct_array(ids, batch->nrecords, INT8OID, sizeof(int64),
-												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	statement_prepare(&statement, catalog,
 			"SELECT p.cliniko_patient_id IS NOT NULL AS known,"
 			"       coalesce(p.deleted, false), coalesce(p.comparable, false), p.record_hash"
@@ -427,12 +341,61 @@ look_up(const Catalog *catalog, BatchArg *batch)
 	statement_execute(&statement, values, NULL, false);
 }
 
+/*
+ * Note which rows of ours Cliniko does not list among a batch's ids. To count
+ * first costs little where nobody is missing, which is nearly always. More than
+ * can be believed need not be noted.
+ */
+static void
+mark_missing(const Catalog *catalog, BatchArg *batch, int nlisted)
+{
+	static Statement count;
+	static Statement mark;
+	Run		   *run = batch->run;
+	Oid			types[] = {TEXTOID, INT8OID, INT8OID, INT8OID, INT8ARRAYOID, INT8OID};
+	Datum		values[] = {
+		CStringGetTextDatum(run->organization_id),
+		Int64GetDatum(batch->after_id),
+		Int64GetDatum(batch->last_id),
+		Int64GetDatum(nlisted + 1),
+		(Datum) 0,
+		Int64GetDatum(run->id)
+	};
+	bool		isnull;
+
+	statement_prepare(&count, catalog,
+			"SELECT count(*) FROM"
+			" (SELECT FROM @schema@.patients"
+			"   WHERE organization_id = $1 AND cliniko_patient_id > $2"
+			"     AND cliniko_patient_id <= $3 AND deleted_at IS NULL"
+			"   LIMIT $4) r", 4, types);
+	statement_execute(&count, values, NULL, false);
+	if (DatumGetInt64(statement_column(0, 1, &isnull)) == nlisted)
+		return;
+
+	values[3] = Int64GetDatum(Max(run_missing_limit(run) + 1 - run->state.missing, 0));
+	values[4] = record_ids(batch);
+	statement_prepare(&mark, catalog,
+			"UPDATE @schema@.patients p SET missing_sync_id = $6"
+			"  FROM (SELECT cliniko_patient_id"
+			"          FROM @schema@.patients"
+			"         WHERE organization_id = $1 AND cliniko_patient_id > $2"
+			"           AND cliniko_patient_id <= $3 AND deleted_at IS NULL"
+			"           AND cliniko_patient_id <> ALL ($5)"
+			"           AND missing_sync_id IS DISTINCT FROM $6"
+			"         ORDER BY cliniko_patient_id LIMIT $4) missing"
+			" WHERE p.organization_id = $1"
+			"   AND p.cliniko_patient_id = missing.cliniko_patient_id", 6, types);
+	run->state.missing += statement_execute(&mark, values, NULL, false);
+}
+
 /* Count the records that are as the table has them, and read those that are not. */
 static int
 find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 {
 	Run		   *run = batch->run;
 	int			nchanges = 0;
+	int			nlisted = 0;
 	bool		isnull;
 
 	look_up(catalog, batch);
@@ -449,10 +412,12 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 			continue;
 		}
 		run->state.archived += record->archived;
+		run->state.witness = record->id;
 		change->id = record->id;
 		change->hash = patient_hash(record->json);
 		change->known = DatumGetBool(statement_column(i, 1, &isnull));
 		change->restored = DatumGetBool(statement_column(i, 2, &isnull));
+		nlisted += change->known && !change->restored;
 		if (comparable && DatumGetInt64(statement_column(i, 4, &isnull)) == change->hash)
 		{
 			run->state.unchanged++;
@@ -468,6 +433,8 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 		}
 		nchanges++;
 	}
+	if (batch->tells_missing)
+		mark_missing(catalog, batch, nlisted);
 	return nchanges;
 }
 
@@ -623,7 +590,7 @@ upsert_alone(const Catalog *catalog, Run *run, Change *change)
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
-		if (!is_about_record(error->sqlerrcode))
+		if (!transaction_is_about_record(error->sqlerrcode))
 			ReThrowError(error);
 		add_refusal(run, change->id, error);
 	}
@@ -667,29 +634,103 @@ save_batch(const Catalog *catalog, void *arg)
 		for (int i = 0; i < nchanges; i++)
 			count_change(run, &changes[i]);
 	}
-	save_progress(catalog, run);
+	store_write_progress(catalog, run);
 }
 
 /*
  * Store some records and move the run's cursor behind them, in one
- * transaction. If it does not commit, the run is as it was.
+ * transaction. If it does not commit, the run is as it was. last: they end the
+ * list.
  */
-StoreResult
-store_save_batch(Run *run, ClinikoRecord *records, int nrecords, const ClinikoCursor *cursor)
+TransactionResult
+store_save_batch(Run *run, ClinikoRecord *records, int nrecords, const ClinikoCursor *cursor,
+				 bool last)
 {
-	BatchArg	batch = {.run = run, .records = records, .nrecords = nrecords};
+	BatchArg	batch = {
+		.run = run,
+		.records = records,
+		.nrecords = nrecords,
+		/* in any other order, reconcile.c has to find them by itself */
+		.tells_missing = run->state.cursor.part == CLINIKO_EVERYONE &&
+			run->state.cursor.order == CLINIKO_BY_ID,
+		.after_id = run->state.cursor.after_id,
+		.last_id = last ? PG_INT64_MAX : cursor->after_id
+	};
 	RunState	before = run->state;
-	StoreResult result;
+	TransactionResult result;
 
 	for (;;)
 	{
 		run->state.cursor = *cursor;
-		result = transaction(save_batch, &batch, false);
-		if (result == STORE_DONE)
+		result = transaction_run(save_batch, &batch);
+		if (result == TRANSACTION_DONE)
 			return result;
 		run->state = before;
-		if (result != STORE_FAILED || batch.one_by_one || !is_about_record(last_sqlstate))
+		if (result != TRANSACTION_FAILED || batch.one_by_one || !transaction_last_was_about_record())
 			return result;
 		batch.one_by_one = true;
 	}
+}
+
+/*
+ * Housekeeping
+ */
+
+typedef struct PruneArg
+{
+	const Run  *run;
+	int			pruned;
+} PruneArg;
+
+static void
+prune_logs(const Catalog *catalog, void *arg)
+{
+	static Statement statement;
+	PruneArg   *prune = arg;
+	Oid			types[] = {TEXTOID, TIMESTAMPTZOID};
+	Datum		values[] = {
+		CStringGetTextDatum(prune->run->organization_id),
+		TimestampTzGetDatum(GetCurrentTimestamp() -
+							clinisync_log_retention * (int64) SECS_PER_MINUTE * USECS_PER_SEC)
+	};
+
+	/* the oldest have the lowest ids, so a look at a few of these is enough */
+	statement_prepare(&statement, catalog,
+			"DELETE FROM @schema@.sync_logs"
+			" WHERE organization_id = $1 AND id IN"
+			"       (SELECT id"
+			"          FROM (SELECT id, status, started_at"
+			"                  FROM @schema@.sync_logs"
+			"                 WHERE organization_id = $1"
+			"                 ORDER BY id LIMIT " CppAsString2(PRUNED_AT_ONCE) ") oldest"
+			"         WHERE status <> 'running' AND started_at < $2"
+			"           AND id < (SELECT id FROM @schema@.sync_logs"
+			"                      WHERE organization_id = $1"
+			"                      ORDER BY id DESC OFFSET " CppAsString2(LOGS_KEPT) " - 1 LIMIT 1)"
+			/* what cliniko_status() and a run of changes go by */
+			"           AND id IS DISTINCT FROM"
+			"               (SELECT id FROM @schema@.sync_logs"
+			"                 WHERE organization_id = $1 AND status = 'completed'"
+			"                 ORDER BY id DESC LIMIT 1)"
+			"           AND id IS DISTINCT FROM"
+			"               (SELECT id FROM @schema@.sync_logs"
+			"                 WHERE organization_id = $1 AND status = 'completed'"
+			"                   AND operation_type = '" OPERATION_FULL "'"
+			"                 ORDER BY id DESC LIMIT 1))", 2, types);
+	prune->pruned = statement_execute(&statement, values, NULL, false);
+}
+
+/*
+ * Delete a few logs of a run's organisation that are older than
+ * clinisync.log_retention, but never of the newest ten, nor the last completed
+ * run, nor the last completed full one. pruned: how many; 0 when all are gone.
+ */
+TransactionResult
+store_prune_logs(const Run *run, int *pruned)
+{
+	PruneArg	prune = {.run = run};
+	TransactionResult result = transaction_run(prune_logs, &prune);
+
+	*pruned = result == TRANSACTION_DONE ? prune.pruned : 0;
+	return result;
 }

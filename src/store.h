@@ -9,16 +9,7 @@
 
 #include "cliniko.h"
 #include "run.h"
-
-/* How a transaction ended. Unless STORE_DONE, it changed nothing. */
-typedef enum StoreResult
-{
-	STORE_DONE,
-	STORE_NOT_RUNNING,			/* the run is no longer running: cancelled, or deleted */
-	STORE_UNINSTALLED,			/* the extension or its tables are gone or too old */
-	STORE_BUSY,					/* locked, serialization, out of room: try again later */
-	STORE_FAILED				/* anything else; see store_last_sqlstate() */
-} StoreResult;
+#include "transaction.h"
 
 typedef struct StoreRunKey
 {
@@ -26,12 +17,14 @@ typedef struct StoreRunKey
 	char	   *organization_id;
 } StoreRunKey;
 
-extern StoreResult store_list_running(MemoryContext context, StoreRunKey **keys, int *nkeys);
-extern StoreResult store_load_run(MemoryContext parent, const StoreRunKey *key, Run **run);
-extern StoreResult store_save_progress(Run *run);
-extern StoreResult store_save_farewell(Run *run);
-extern StoreResult store_save_batch(Run *run, ClinikoRecord *records, int nrecords,
-									const ClinikoCursor *cursor);
-extern const char *store_last_sqlstate(void);
+extern TransactionResult store_list_running(MemoryContext context, StoreRunKey **keys, int *nkeys);
+extern TransactionResult store_load_run(MemoryContext parent, const StoreRunKey *key, Run **run);
+extern TransactionResult store_save_account_id(Run *run, const char *account_id);
+extern TransactionResult store_save_progress(Run *run);
+extern TransactionResult store_save_farewell(Run *run);
+extern TransactionResult store_save_batch(Run *run, ClinikoRecord *records, int nrecords,
+									const ClinikoCursor *cursor, bool last);
+extern TransactionResult store_prune_logs(const Run *run, int *pruned);
+extern void store_write_progress(const Catalog *catalog, Run *run);
 
 #endif							/* CLINISYNC_STORE_H */

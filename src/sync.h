@@ -15,7 +15,7 @@
 typedef struct Sync Sync;
 
 extern Sync *sync_begin(MemoryContext parent, const StoreRunKey *key, Transport *transport,
-						StoreResult *result);
+						TransactionResult *result);
 extern void sync_answer(Sync *sync, Transfer *transfer);
 extern void sync_fetch(Sync *sync);
 extern void sync_store(Sync *sync);

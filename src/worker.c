@@ -389,16 +389,16 @@ look_for_work(Worker *worker)
 {
 	StoreRunKey *keys;
 	int			nkeys;
-	StoreResult result = store_list_running(CurrentMemoryContext, &keys, &nkeys);
+	TransactionResult result = store_list_running(CurrentMemoryContext, &keys, &nkeys);
 
 	worker->look = false;
 	worker->look_at = 0;
-	if (result == STORE_UNINSTALLED)
+	if (result == TRANSACTION_UNINSTALLED)
 		return;					/* the syncs find out for themselves */
-	if (result != STORE_DONE)
+	if (result != TRANSACTION_DONE)
 	{
 		ereport(LOG,
-				(errmsg("could not look for work: SQLSTATE %s", store_last_sqlstate())));
+				(errmsg("could not look for work: SQLSTATE %s", transaction_last_sqlstate())));
 		look_later(worker);
 		return;
 	}
@@ -419,11 +419,11 @@ look_for_work(Worker *worker)
 			worker->syncs = repalloc(worker->syncs, sizeof(Sync *) * (worker->nsyncs + 1));
 			worker->syncs[worker->nsyncs++] = sync;
 		}
-		else if (result != STORE_NOT_RUNNING)
+		else if (result != TRANSACTION_NOT_RUNNING)
 		{
 			ereport(LOG,
 					(errmsg("could not take up sync " INT64_FORMAT ": SQLSTATE %s",
-							keys[i].id, store_last_sqlstate())));
+							keys[i].id, transaction_last_sqlstate())));
 			look_later(worker);
 		}
 	}

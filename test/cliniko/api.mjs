@@ -67,9 +67,9 @@ function user({ options, register }) {
   };
 }
 
-function publicSettings({ key }) {
+function publicSettings({ key, options }) {
   const { bare } = splitKey(key);
-  return { account: { id: '2000001', name: `Clinic ${bare}`, subdomain: bare.toLowerCase(), country_code: 'AU' } };
+  return { account: { id: options.account_id, name: `Clinic ${bare}`, subdomain: bare.toLowerCase(), country_code: 'AU' } };
 }
 
 /**

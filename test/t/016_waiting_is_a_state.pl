@@ -62,7 +62,7 @@ $db->start('modest');
 $run = wait_for_waiting('modest');
 like($run->{metadata}{waiting_for}, qr/clinisync\.requests_per_minute/, 'modest: waiting_for');
 is_in_the_future($run, 'modest: waiting_until');
-is(scalar $account->pages, 2, 'modest: no more requests than allowed');
+is($account->summary->{requests}, 2, 'modest: no more requests than allowed');
 is($run->{metadata}{retries}, 0, 'modest: nothing was retried');
 
 # A worker that takes the run up later, under another limit, goes on.

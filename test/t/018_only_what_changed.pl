@@ -135,7 +135,7 @@ is($run->{metadata}{archived}, 2, 'changes: two are archived');
 is_deeply([ filters($account) ],
 	[ updated_since($since), archived_since($since) ],
 	'changes: the two requests ask for what changed since the last run began, and a bit longer');
-is($run->{metadata}{api_requests}, 2, 'changes: so says the run');
+is($run->{metadata}{api_requests}, 3, 'changes: so says the run, and asked whose key it is');
 $db->is_copy_of('clinic', $account, 'changes');
 
 # and the status tells of the run, but of the size of the last full one.
