@@ -24,7 +24,9 @@ OBJS = \
 	src/report.o \
 	src/connection.o \
 	src/sync.o \
+	src/attendance.o \
 	src/worker.o \
+	src/launcher.o \
 	src/functions.o \
 	src/clinisync.o
 

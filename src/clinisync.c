@@ -2,15 +2,19 @@
  * clinisync.c
  *		Where PostgreSQL loads the library.
  *
- * Loading defines the settings and does nothing else: no process is started,
- * no hook is taken and no shared memory is asked for, so that the library may
- * be loaded at any time, in any backend.
+ * Loading defines the settings, and in a backend does nothing else, so that the
+ * library may be loaded at any time. In shared_preload_libraries it also brings
+ * the launcher and the few bytes of shared memory through which workers tell it
+ * what they leave.
  */
 #include "postgres.h"
 
 #include "fmgr.h"
+#include "miscadmin.h"
 
+#include "attendance.h"
 #include "clinisync.h"
+#include "launcher.h"
 
 PG_MODULE_MAGIC;
 
@@ -20,4 +24,9 @@ void
 _PG_init(void)
 {
 	settings_define();
+	if (process_shared_preload_libraries_in_progress)
+	{
+		attendance_request_memory();
+		launcher_register();
+	}
 }

@@ -44,6 +44,13 @@ compat_create_wait_event_set(MemoryContext context, int nevents)
 #define COMPAT_MY_LXID (MyProc->lxid)
 #endif
 
+/* 16: what a DROP DATABASE that was interrupted leaves; minor releases of 15 have it too */
+#ifdef DATCONNLIMIT_INVALID_DB
+#define COMPAT_DATCONNLIMIT_INVALID DATCONNLIMIT_INVALID_DB
+#else
+#define COMPAT_DATCONNLIMIT_INVALID (-2)
+#endif
+
 /* 16: PG_FUNCTION_INFO_V1 makes not only its record visible, but the function */
 #define SQL_FUNCTION(name) \
 	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \

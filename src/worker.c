@@ -27,9 +27,10 @@
  * leave: its holder cannot retire before the callers' transactions have ended,
  * and will be woken by them.
  *
- * A worker that was terminated leaves its runs "running". Whoever looks at
- * them next, with cliniko_sync_logs() say, sees that no worker is there and
- * registers one, which takes them up at their checkpoints.
+ * A worker that was terminated leaves its runs "running". It tells the launcher,
+ * if there is one; else whoever looks at them next, with cliniko_sync_logs() say,
+ * sees that no worker is there and registers one, which takes them up at their
+ * checkpoints.
  *
  * The loop
  * --------
@@ -60,6 +61,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "attendance.h"
 #include "clinisync.h"
 #include "compat.h"
 #include "store.h"
@@ -95,6 +97,8 @@ typedef struct Worker
 	bool		look;			/* look for work in this turn */
 	TimestampTz look_at;		/* and in any case then; 0: not by time */
 	TimestampTz idle_since;		/* 0: not idle */
+	bool		attends;		/* has told the launcher that it is there */
+	bool		only_looks;		/* launched on suspicion, and has found nothing yet */
 } Worker;
 
 static void
@@ -202,9 +206,12 @@ worker_wake_at_commit(void)
 	wake_at_commit = true;
 }
 
-/* Ask the postmaster for a worker of this database. */
+/* What bgw_extra says of a worker that the launcher has asked for. */
+#define LAUNCHED "launched"
+
+/* Ask the postmaster for a worker of a database. */
 static bool
-register_worker(void)
+register_worker(Oid database, bool launched, BackgroundWorkerHandle **handle)
 {
 	BackgroundWorker worker = {0};
 
@@ -215,8 +222,24 @@ register_worker(void)
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
-	return RegisterDynamicBackgroundWorker(&worker, NULL);
+	worker.bgw_main_arg = ObjectIdGetDatum(database);
+	if (launched)
+	{
+		strlcpy(worker.bgw_extra, LAUNCHED, BGW_EXTRALEN);
+		worker.bgw_notify_pid = MyProcPid;
+	}
+	return RegisterDynamicBackgroundWorker(&worker, handle);
+}
+
+/*
+ * Start a worker in a database that may have unfinished runs; if it has none,
+ * the worker leaves at once. Answers false where there is no slot. The handle is
+ * palloc'ed; the caller's latch is set when the worker starts and ends.
+ */
+bool
+worker_launch(Oid database, BackgroundWorkerHandle **handle)
+{
+	return register_worker(database, true, handle);
 }
 
 /*
@@ -234,7 +257,7 @@ worker_start_at_commit(void)
 	worker_wake_at_commit();
 	if (registered_by == COMPAT_MY_LXID)
 		return;
-	while (!worker_exists() && !register_worker())
+	while (!worker_exists() && !register_worker(MyDatabaseId, false, NULL))
 	{
 		/* a burst of callers may hold all slots until the first worker is up */
 		if (GetCurrentTimestamp() >= give_up_at)
@@ -265,7 +288,7 @@ worker_ensure(void)
 		!TimestampDifferenceExceeds(registered_at, now, REVIVAL_PAUSE_MS) || worker_exists())
 		return;
 	registered_at = now;
-	(void) register_worker();
+	(void) register_worker(MyDatabaseId, false, NULL);
 }
 
 /*
@@ -374,6 +397,25 @@ is_listed(const StoreRunKey *keys, int nkeys, const Sync *sync)
 	return false;
 }
 
+/* Tell the launcher, once, that somebody looks after this database's runs. */
+static void
+report_attendance(Worker *worker)
+{
+	if (!worker->attends)
+		attendance_report(ATTENDED);
+	worker->attends = true;
+}
+
+/* Tell the launcher if this process ends before its runs have. */
+static void
+report_abandonment(int code, Datum arg)
+{
+	Worker	   *worker = (Worker *) DatumGetPointer(arg);
+
+	if (worker->nsyncs > 0 || worker->look || worker->look_at)
+		attendance_report(ABANDONED);
+}
+
 static void
 look_later(Worker *worker)
 {
@@ -393,6 +435,8 @@ look_for_work(Worker *worker)
 
 	worker->look = false;
 	worker->look_at = 0;
+	if (result == TRANSACTION_DONE || result == TRANSACTION_UNINSTALLED)
+		report_attendance(worker);
 	if (result == TRANSACTION_UNINSTALLED)
 		return;					/* the syncs find out for themselves */
 	if (result != TRANSACTION_DONE)
@@ -418,6 +462,7 @@ look_for_work(Worker *worker)
 		{
 			worker->syncs = repalloc(worker->syncs, sizeof(Sync *) * (worker->nsyncs + 1));
 			worker->syncs[worker->nsyncs++] = sync;
+			worker->only_looks = false;
 		}
 		else if (result != TRANSACTION_NOT_RUNNING)
 		{
@@ -490,6 +535,13 @@ advance_syncs(Worker *worker)
 	}
 }
 
+/* How long this worker stays without work, in milliseconds. */
+static int
+idle_timeout(const Worker *worker)
+{
+	return worker->only_looks ? 0 : clinisync_idle_timeout;
+}
+
 /* How long the worker may wait, in milliseconds, for anything but an event. */
 static long
 pause_ms(const Worker *worker)
@@ -501,7 +553,7 @@ pause_ms(const Worker *worker)
 	for (int i = 0; i < worker->nsyncs; i++)
 		due = Min(due, sync_due(worker->syncs[i]));
 	if (worker->idle_since)
-		due = Min(due, TimestampTzPlusMilliseconds(worker->idle_since, clinisync_idle_timeout));
+		due = Min(due, TimestampTzPlusMilliseconds(worker->idle_since, idle_timeout(worker)));
 	if (due == DT_NOEND)
 		return -1;
 	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due);
@@ -552,7 +604,7 @@ work(Worker *worker)
 		else if (worker->idle_since == 0)
 			worker->idle_since = GetCurrentTimestamp();
 		else if (TimestampDifferenceExceeds(worker->idle_since, GetCurrentTimestamp(),
-											clinisync_idle_timeout))
+											idle_timeout(worker)))
 		{
 			if (retire(worker))
 				return;
@@ -567,7 +619,7 @@ work(Worker *worker)
 void
 clinisync_worker_main(Datum arg)
 {
-	Worker		worker = {.look = true};
+	Worker	   *worker = MemoryContextAllocZero(TopMemoryContext, sizeof(Worker));
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -578,13 +630,19 @@ clinisync_worker_main(Datum arg)
 	pin_settings();
 	keep_freed_memory();
 	if (!try_lock(LOCK_WORKER))
+	{
+		report_attendance(worker);	/* somebody else does */
 		return;
+	}
 
-	worker.context = AllocSetContextCreate(TopMemoryContext, "clinisync worker",
-										   ALLOCSET_DEFAULT_SIZES);
-	worker.syncs = MemoryContextAlloc(worker.context, sizeof(Sync *));
-	worker.transport = transport_create(worker.context);
-	work(&worker);
+	worker->look = true;
+	worker->only_looks = strcmp(MyBgworkerEntry->bgw_extra, LAUNCHED) == 0;
+	before_shmem_exit(report_abandonment, PointerGetDatum(worker));
+	worker->context = AllocSetContextCreate(TopMemoryContext, "clinisync worker",
+											ALLOCSET_DEFAULT_SIZES);
+	worker->syncs = MemoryContextAlloc(worker->context, sizeof(Sync *));
+	worker->transport = transport_create(worker->context);
+	work(worker);
 	MemoryContextSwitchTo(TopMemoryContext);
-	MemoryContextDelete(worker.context);
+	MemoryContextDelete(worker->context);
 }

@@ -1,0 +1,149 @@
+# With clinisync in shared_preload_libraries, runs that nobody looks after are
+# resumed without anybody calling or polling.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use Clinisync;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $db = Clinisync->new('main',
+	settings => "shared_preload_libraries = 'clinisync'\n"
+	  . "max_worker_processes = 8\n"
+	  . "log_min_messages = debug1\n");
+my $node = $db->node;
+my @others = map { $db->new_database("db$_") } 1 .. 3;
+my @all = ($db, @others);
+my $empty = $db->new_database('without_extension', empty => 1);
+my %accounts;
+
+# Start a run in a database and hold it after its first page.
+sub hold
+{
+	my ($database) = @_;
+	my $account = $database->add_clinic($database->name, patients => 250);
+
+	$account->gates(2);
+	$database->start($database->name);
+	$account->await_gate(2);
+	$database->wait_until(q(SELECT records_success = 100 FROM sync_logs WHERE status = 'running'));
+	$accounts{ $database->name } = $account;
+}
+
+# Whether each held run goes on to its end, though nobody polls.
+sub are_resumed
+{
+	my ($test, @databases) = @_;
+
+	for my $database (@databases)
+	{
+		my $org = $database->name;
+		my $account = $accounts{$org};
+
+		$account->gates();
+		$database->wait_for_runs($org);
+		my $run = $database->newest_run($org);
+		is($run->{status}, 'completed', "$test: $org: completed");
+		is($run->{metadata}{inserted}, 250, "$test: $org: nobody twice");
+		$database->is_copy_of($org, $account, "$test: $org");
+		is(scalar $account->pages, 4, "$test: $org: only the page under way was fetched again");
+		$database->sql('DELETE FROM patients; DELETE FROM sync_logs');
+	}
+}
+
+sub launchers
+{
+	return $db->sql(q(SELECT count(*) FROM pg_stat_activity
+					   WHERE backend_type = 'clinisync launcher'));
+}
+
+# Wait until a line is in the server log from some place on.
+sub wait_for_log
+{
+	my ($line, $from) = @_;
+	$node->wait_for_log($line, $from);
+}
+
+# Given runs in four databases, when the server is restarted, then they are
+# resumed, and nobody stays where there is nothing to do.
+hold($_) for @all;
+$node->restart;
+are_resumed('restarted', @all);
+is($empty->workers, 0, 'restarted: no worker where there is no extension');
+is(launchers(), 1, 'restarted: there is a launcher');
+
+# So it is when the server is stopped at once,
+hold($_) for @all;
+$node->stop('immediate');
+$node->start;
+are_resumed('stopped at once', @all);
+
+# and when a worker is terminated.
+hold($db);
+my $start = -s $node->logfile;
+$db->terminate_worker;
+are_resumed('terminated', $db);
+wait_for_log(qr/LOG:  the clinisync worker of database "postgres" ended before its syncs had/, $start);
+
+# Given a database that nobody can connect to any more, when the server is
+# restarted, then that is tried again and again, less and less often, and said
+# once; the others do not wait for it;
+hold($_) for @all;
+my $broken = $others[0];
+my $path = $node->data_dir . '/base/'
+  . $db->sql(q(SELECT oid FROM pg_database WHERE datname = 'db1')) . '/PG_VERSION';
+$node->stop;
+rename($path, "$path.away") or die $!;
+$start = -s $node->logfile;
+$node->start;
+are_resumed('beside a broken database', @all[ 0, 2, 3 ]);
+my $tries = 0;
+wait_for_log(qr/(?:not a valid data directory.*?){3}/s, $start);
+my $log = slurp_file($node->logfile, $start);
+my $said = () = $log =~ /LOG:  the clinisync worker of database "db1" ended before/g;
+is($said, 1, 'a broken database: said once');
+
+# and when it can be connected to again, then its run goes on.
+rename("$path.away", $path) or die $!;
+are_resumed('mended', $broken);
+
+# When there is no slot for a worker, then the launcher waits for one, and says
+# so once.
+hold($_) for @all;
+$node->append_conf('postgresql.conf', 'max_worker_processes = 3');
+$db->set(idle_timeout => '1ms');
+$_->set(idle_timeout => '1ms') for @others;
+$start = -s $node->logfile;
+$node->restart;
+wait_for_log(qr/LOG:  no background worker slot is free to resume syncs/, $start);
+are_resumed('few slots', @all);
+
+# When nothing is left to do, then the launcher is idle in no transaction, and
+# has none of a database's statistics to its name.
+is( $db->sql(
+		q(SELECT state || ' ' || (xact_start IS NULL) || ' ' || (datid IS NULL) FROM pg_stat_activity
+		   WHERE backend_type = 'clinisync launcher')),
+	'idle true true', 'idle: no transaction, no database');
+
+# When the launcher itself is terminated, then the next one finds what is to do.
+hold($db);
+$start = -s $node->logfile;
+$db->sql(q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE backend_type = 'clinisync launcher'));
+$db->wait_until(q(SELECT count(*) = 0 FROM pg_stat_activity
+				   WHERE backend_type = 'clinisync launcher'));
+$db->terminate_worker;
+are_resumed('another launcher', $db);
+is(launchers(), 1, 'another launcher: it is there');
+
+# A database that is dropped with its worker in it is forgotten.
+my $doomed = $db->new_database('doomed');
+hold($doomed);
+$db->sql('DROP DATABASE doomed WITH (FORCE)');
+is($db->sql(q(SELECT count(*) FROM pg_stat_activity WHERE datname = 'doomed')), 0, 'dropped: gone');
+
+$db->finish;
