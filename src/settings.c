@@ -198,8 +198,8 @@ settings_define(void)
 							PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("clinisync.retry_window",
 							"How long a run keeps trying without any progress before it fails.",
-							NULL,
-							&clinisync_retry_window, 3600, 0, 7 * 86400,
+							"Twice as long as an outage that is to be survived.",
+							&clinisync_retry_window, 7200, 0, 7 * 86400,
 							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("clinisync.max_running_syncs",
 							"How many organisations a worker syncs side by side.",

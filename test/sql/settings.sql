@@ -51,7 +51,7 @@ FROM pg_settings WHERE name LIKE 'clinisync.%' AND vartype = 'integer' ORDER BY 
 -- with units
 SELECT pg_temp.attempt($$ SET LOCAL clinisync.request_timeout = '1min' $$);
 SHOW clinisync.request_timeout;
-SELECT pg_temp.attempt($$ SET LOCAL clinisync.retry_window = '2h' $$);
+SELECT pg_temp.attempt($$ SET LOCAL clinisync.retry_window = '3h' $$);
 SHOW clinisync.retry_window;
 SELECT pg_temp.attempt($$ SET LOCAL clinisync.max_response_size = '1MB' $$);
 SHOW clinisync.max_response_size;

@@ -50,7 +50,8 @@ my @OWN_COLUMNS = qw(organization_id id record_hash first_synced_at last_synced_
 my $json = JSON::PP->new->canonical->allow_nonref;
 
 # Start a server and a simulator, and make the database "postgres" ready for
-# both. settings: lines for the server's configuration file.
+# both. settings: lines for the server's configuration file; environment: what
+# the server alone is to have in its environment.
 sub new
 {
 	my ($class, $name, %options) = @_;
@@ -59,7 +60,10 @@ sub new
 	$node->init(extra => [ '--encoding=UTF8', '--no-locale' ]);
 	# the key that cliniko_connect() is given is no business of the log's
 	$node->append_conf('postgresql.conf', "log_statement = none\n" . ($options{settings} // ''));
-	$node->start;
+	{
+		local %ENV = (%ENV, %{ $options{environment} // {} });
+		$node->start;
+	}
 	my $self = bless {
 		node => $node,
 		name => 'postgres',
