@@ -86,7 +86,8 @@
 #define LOOK_WHILE_BUSY_MS 1000
 
 /* After how long runs that could not be taken up are looked at again. */
-#define LOOK_AGAIN_MS 5000
+#define FIRST_LOOK_AGAIN_MS 1000
+#define LONGEST_LOOK_AGAIN_MS 60000
 
 typedef struct Worker
 {
@@ -97,6 +98,7 @@ typedef struct Worker
 	bool		look;			/* look for work in this turn */
 	TimestampTz look_at;		/* and in any case then; 0: not by time */
 	TimestampTz idle_since;		/* 0: not idle */
+	int			trouble;		/* looks in a row that failed, or left runs untaken */
 	bool		attends;		/* has told the launcher that it is there */
 	bool		only_looks;		/* launched on suspicion, and has found nothing yet */
 } Worker;
@@ -416,10 +418,18 @@ report_abandonment(int code, Datum arg)
 		attendance_report(ABANDONED);
 }
 
-static void
+/*
+ * Something was left undone: look again, later from time to time. Answers whether
+ * this is worth a line in the log: once, not with each try.
+ */
+static bool
 look_later(Worker *worker)
 {
-	worker->look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_AGAIN_MS);
+	int			pause_ms = Min(FIRST_LOOK_AGAIN_MS << Min(worker->trouble, 10),
+							   LONGEST_LOOK_AGAIN_MS);
+
+	worker->look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms);
+	return worker->trouble++ == 0;
 }
 
 /*
@@ -441,9 +451,9 @@ look_for_work(Worker *worker)
 		return;					/* the syncs find out for themselves */
 	if (result != TRANSACTION_DONE)
 	{
-		ereport(LOG,
-				(errmsg("could not look for work: SQLSTATE %s", transaction_last_sqlstate())));
-		look_later(worker);
+		if (look_later(worker))
+			ereport(LOG,
+					(errmsg("could not look for work: SQLSTATE %s", transaction_last_sqlstate())));
 		return;
 	}
 	for (int i = worker->nsyncs - 1; i >= 0; i--)
@@ -466,12 +476,14 @@ look_for_work(Worker *worker)
 		}
 		else if (result != TRANSACTION_NOT_RUNNING)
 		{
-			ereport(LOG,
-					(errmsg("could not take up sync " INT64_FORMAT ": SQLSTATE %s",
-							keys[i].id, transaction_last_sqlstate())));
-			look_later(worker);
+			if (look_later(worker))
+				ereport(LOG,
+						(errmsg("could not take up sync " INT64_FORMAT ": SQLSTATE %s",
+								keys[i].id, transaction_last_sqlstate())));
 		}
 	}
+	if (nkeys == 0)
+		worker->trouble = 0;
 	/* PostgreSQL resets the latch where it waits in a transaction of ours */
 	if (worker->nsyncs > 0 && worker->look_at == 0)
 		worker->look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_WHILE_BUSY_MS);
@@ -527,9 +539,12 @@ advance_syncs(Worker *worker)
 		{
 			/* its place may be wanted; its row may still say "running" */
 			if (sync_abandoned(sync))
-				look_later(worker);
+				(void) look_later(worker);
 			else
+			{
 				worker->look = true;
+				worker->trouble = 0;
+			}
 			remove_sync(worker, i);
 		}
 	}
