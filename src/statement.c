@@ -10,15 +10,31 @@
  */
 #include "postgres.h"
 
+#include "utils/guc.h"
 #include "utils/memutils.h"
 
 #include "statement.h"
+
+/* Which statements are still good: those that were prepared under this number. */
+static uint32 current_generation;
+
+/*
+ * Have every statement prepared anew. A plan that a rule DO INSTEAD NOTHING has
+ * emptied depends on no table any more, so that PostgreSQL would not replan it
+ * when the rule is dropped.
+ */
+void
+statement_renew_all(void)
+{
+	current_generation++;
+}
 
 /* Whether a statement need not be prepared, and its text not be made. */
 bool
 statement_is_prepared(const Statement *statement, const Catalog *catalog)
 {
-	return statement->plan != NULL && strcmp(statement->schema, catalog->schema) == 0;
+	return statement->plan != NULL && statement->generation == current_generation &&
+		strcmp(statement->schema, catalog->schema) == 0;
 }
 
 /* Prepare a statement unless it is. */
@@ -43,14 +59,21 @@ statement_prepare(Statement *statement, const Catalog *catalog, const char *temp
 	}
 	statement->plan = plan;
 	statement->schema = schema;
+	statement->generation = current_generation;
 }
 
-/* Execute a statement with the rights of the moment. Answers its rows' number. */
+/*
+ * Execute a statement with the rights of the moment. Answers its rows' number.
+ * Settings that a trigger changes, such as search_path or lock_timeout, are put
+ * back: what we do next must not depend on them.
+ */
 uint64
 statement_execute(const Statement *statement, Datum *values, const char *nulls, bool read_only)
 {
+	int			nest_level = NewGUCNestLevel();
 	int			code = SPI_execute_plan(statement->plan, values, nulls, read_only, 0);
 
+	AtEOXact_GUC(false, nest_level);
 	if (code < 0)
 		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));
 	return SPI_processed;

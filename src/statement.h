@@ -16,8 +16,10 @@ typedef struct Statement
 {
 	SPIPlanPtr	plan;
 	char	   *schema;			/* the extension's when it was prepared */
+	uint32		generation;		/* see statement_renew_all() */
 } Statement;
 
+extern void statement_renew_all(void);
 extern bool statement_is_prepared(const Statement *statement, const Catalog *catalog);
 extern void statement_prepare(Statement *statement, const Catalog *catalog,
 							  const char *template, int nargs, Oid *types);

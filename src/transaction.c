@@ -23,6 +23,7 @@
 
 #include "catalog.h"
 #include "clinisync.h"
+#include "statement.h"
 #include "transaction.h"
 
 /* The SQLSTATE of the last transaction that failed. */
@@ -155,6 +156,7 @@ transaction(TransactionWork work, void *arg, bool farewell)
 		last_sqlstate = geterrcode();
 		AbortCurrentTransaction();
 		FlushErrorState();
+		statement_renew_all();
 		result = transaction_last_was_about_record() ? TRANSACTION_FAILED : classify(last_sqlstate);
 	}
 	PG_END_TRY();
