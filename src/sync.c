@@ -151,7 +151,8 @@ wait_for_database(Sync *sync)
 	run->step = RUN_WAITING;
 	run->waiting_until = sync->store_at;
 	run->waiting_for = "the database";
-	(void) store_save_progress(run);
+	if (store_save_progress(run) == TRANSACTION_NOT_RUNNING)
+		sync->ended = sync->abandoned = true;
 }
 
 /* Draw the conclusion from how a transaction ended. Answers if it committed. */
@@ -164,7 +165,11 @@ conclude(Sync *sync, TransactionResult result)
 			sync->store_failures = 0;
 			return true;
 		case TRANSACTION_NOT_RUNNING:
-			sync->ended = true;
+			/* mostly it was cancelled; if a trigger pretends so, do not hurry back */
+			ereport(LOG,
+					(errmsg("the row of sync " INT64_FORMAT " cannot be updated, or has ended",
+							sync->run->id)));
+			sync->ended = sync->abandoned = true;
 			break;
 		case TRANSACTION_UNINSTALLED:
 			fail(sync, CLINIKO_CONFIGURATION_ERROR,
