@@ -334,11 +334,15 @@ pin_settings(void)
 		{"default_transaction_isolation", "read committed"},
 		{"enable_bitmapscan", "off"},
 		{"enable_seqscan", "off"},
+		{"exit_on_error", "off"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"jit", "off"},
 		{"lock_timeout", "100ms"},
 		{"plan_cache_mode", "force_generic_plan"},
 		{"statement_timeout", "0"},
+#if PG_VERSION_NUM >= 170000
+		{"transaction_timeout", "0"},
+#endif
 	};
 
 	for (int i = 0; i < lengthof(pinned); i++)
