@@ -51,6 +51,13 @@ compat_create_wait_event_set(MemoryContext context, int nevents)
 #define COMPAT_DATCONNLIMIT_INVALID (-2)
 #endif
 
+/* 17: a stronger lock may count as well */
+#if PG_VERSION_NUM >= 170000
+#define COMPAT_LOCK_HELD_BY_ME(tag, mode) LockHeldByMe(tag, mode, false)
+#else
+#define COMPAT_LOCK_HELD_BY_ME(tag, mode) LockHeldByMe(tag, mode)
+#endif
+
 /* 16: PG_FUNCTION_INFO_V1 makes not only its record visible, but the function */
 #define SQL_FUNCTION(name) \
 	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \

@@ -311,6 +311,20 @@ try_lock(uint32 what)
 	return locked;
 }
 
+/*
+ * Whether this is the database's worker, still or again: a trigger that calls
+ * pg_advisory_unlock_all() takes our lock from us, and then another worker may
+ * have come, which does the work from now on.
+ */
+static bool
+keep_lock(uint32 what)
+{
+	LOCKTAG		tag;
+
+	make_tag(&tag, MyDatabaseId, what);
+	return COMPAT_LOCK_HELD_BY_ME(&tag, ExclusiveLock) || try_lock(what);
+}
+
 static void
 unlock(uint32 what)
 {
@@ -617,6 +631,8 @@ work(Worker *worker)
 			show_activity(worker);
 		}
 		advance_syncs(worker);
+		if (!keep_lock(LOCK_WORKER))
+			return;
 
 		if (worker->nsyncs > 0 || worker->look || worker->look_at)
 			worker->idle_since = 0;
