@@ -138,7 +138,12 @@ wait_for_database(Sync *sync)
 							   LONGEST_STORE_BACKOFF_MS);
 
 	if (sync->store_failures++ == 0)
+	{
 		sync->busy_since = now;
+		ereport(LOG,
+				(errmsg("sync " INT64_FORMAT " waits for the database: SQLSTATE %s",
+						run->id, store_last_sqlstate())));
+	}
 	sync->store_at = TimestampTzPlusMilliseconds(now, pause_ms);
 	if (ending(sync))
 		return;
