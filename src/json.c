@@ -571,22 +571,43 @@ json_int64(JsonText value, int64 *result)
 	return parse_int64(value.at, value.len, result);
 }
 
-/* Make escapes that jsonb would refuse ones that it takes. */
-static void
-replace_impossible_escapes(char *text, int len)
+/*
+ * Put characters other than ASCII where their escapes are: jsonb refuses some,
+ * and where the database's encoding is SQL_ASCII, all of them. Answers the new
+ * length, which is never larger.
+ */
+static int
+resolve_escapes(char *text, int len)
 {
 	const char *end = text + len;
 	const char *at = text;
+	char	   *to = text;
 
-	while ((at = memchr(at, '\\', end - at)) != NULL)
+	while (at < end)
 	{
 		const char *start = at;
+		unsigned char utf8[8];
+		int			code = 0;
 
-		if (at[1] != 'u')
+		if (*at != '\\')
+			at++;
+		else if (at[1] != 'u')
 			at += 2;
-		else if (read_unicode_escape(&at, end) == REPLACEMENT_CHARACTER)
-			memcpy(text + (start - text), "\\ufffd", 6);
+		else
+			code = read_unicode_escape(&at, end);
+		if (code > 0x7F)
+		{
+			unicode_to_utf8(code, utf8);
+			memcpy(to, utf8, pg_utf_mblen(utf8));
+			to += pg_utf_mblen(utf8);
+		}
+		else
+		{
+			memmove(to, start, at - start);
+			to += at - start;
+		}
 	}
+	return to - text;
 }
 
 /*
@@ -601,7 +622,7 @@ json_to_jsonb(JsonText value)
 	char	   *text = pnstrdup(value.at, value.len);
 	Jsonb	   *volatile json = NULL;
 
-	replace_impossible_escapes(text, value.len);
+	text[resolve_escapes(text, value.len)] = '\0';
 	PG_TRY();
 	{
 		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
