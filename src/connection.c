@@ -10,6 +10,8 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
+#include "mb/pg_wchar.h"
 #include "utils/memutils.h"
 
 #include "connection.h"
@@ -31,13 +33,34 @@ static const char *const paths[] = {
 	[ASK_USER] = "/user",
 };
 
+/* A text in the database's encoding; NULL where that cannot hold it. */
+static char *
+to_server_encoding(char *utf8)
+{
+	int			encoding = GetDatabaseEncoding();
+	int			len = strlen(utf8);
+	int			size = len * MAX_CONVERSION_GROWTH + 1;
+	Oid			conversion;
+	char	   *text;
+
+	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
+		return utf8;
+	conversion = FindDefaultConversionProc(PG_UTF8, encoding);
+	if (!OidIsValid(conversion))
+		return NULL;
+	text = palloc(size);
+	return pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) utf8, len,
+										 (unsigned char *) text, size, true) == len ? text : NULL;
+}
+
 /* A string of an object, or NULL. */
 static char *
 find_string(JsonText object, const char *key)
 {
 	JsonText	value;
+	char	   *text = json_find(object, key, &value) ? json_string(value) : NULL;
 
-	return json_find(object, key, &value) ? json_string(value) : NULL;
+	return text ? to_server_encoding(text) : NULL;
 }
 
 /* The size of a list, from one page of it. */
