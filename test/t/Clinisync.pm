@@ -50,14 +50,15 @@ my @OWN_COLUMNS = qw(organization_id id record_hash first_synced_at last_synced_
 my $json = JSON::PP->new->canonical->allow_nonref;
 
 # Start a server and a simulator, and make the database "postgres" ready for
-# both. settings: lines for the server's configuration file; environment: what
-# the server alone is to have in its environment.
+# both. settings: lines for the server's configuration file; init: more options
+# for PostgreSQL::Test::Cluster's init; environment: what the server alone is to
+# have in its environment.
 sub new
 {
 	my ($class, $name, %options) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
 
-	$node->init(extra => [ '--encoding=UTF8', '--no-locale' ]);
+	$node->init(extra => [ '--encoding=UTF8', '--no-locale' ], %{ $options{init} // {} });
 	# the key that cliniko_connect() is given is no business of the log's
 	$node->append_conf('postgresql.conf', "log_statement = none\n" . ($options{settings} // ''));
 	{
@@ -74,14 +75,24 @@ sub new
 }
 
 # Make another database of the same server, or one that is only to be restored.
+# encoding: another than the server's.
 sub new_database
 {
 	my ($self, $name, %options) = @_;
 	my $other = bless { %$self, name => $name }, ref $self;
+	my $encoding = $options{encoding};
 
-	$self->sql("CREATE DATABASE $name");
+	$self->sql("CREATE DATABASE $name"
+		  . ($encoding ? " ENCODING '$encoding' TEMPLATE template0" : ''));
 	$options{empty} ? $other->configure : $other->prepare;
 	return $other;
+}
+
+# The same database on another server, such as a standby.
+sub on
+{
+	my ($self, $node) = @_;
+	return bless { %$self, node => $node }, ref $self;
 }
 
 sub prepare
@@ -425,13 +436,20 @@ sub is_accounted_for
 sub finish
 {
 	my ($self) = @_;
+	$self->is_quiet;
+	done_testing();
+}
+
+# Likewise, of one of several servers.
+sub is_quiet
+{
+	my ($self) = @_;
 
 	$self->cliniko->is_content;
 	ok($self->node->stop, 'the server stops');
 	my @alarms = grep { /\b(?:WARNING|PANIC|TRAP):|was terminated by signal/ }
 	  split /\n/, slurp_file($self->node->logfile);
 	is(scalar @alarms, 0, 'nothing alarming is in the server log') or diag(join "\n", @alarms);
-	done_testing();
 }
 
 1;
