@@ -33,17 +33,17 @@ static const char *const paths[] = {
 	[ASK_USER] = "/user",
 };
 
-/* A text in the database's encoding; NULL where that cannot hold it. */
+/* A text in the database's encoding; NULL where that cannot hold it, or where there is none. */
 static char *
 to_server_encoding(char *utf8)
 {
 	int			encoding = GetDatabaseEncoding();
-	int			len = strlen(utf8);
+	int			len = utf8 ? strlen(utf8) : 0;
 	int			size = len * MAX_CONVERSION_GROWTH + 1;
 	Oid			conversion;
 	char	   *text;
 
-	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
+	if (utf8 == NULL || encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
 		return utf8;
 	conversion = FindDefaultConversionProc(PG_UTF8, encoding);
 	if (!OidIsValid(conversion))
@@ -58,9 +58,8 @@ static char *
 find_string(JsonText object, const char *key)
 {
 	JsonText	value;
-	char	   *text = json_find(object, key, &value) ? json_string(value) : NULL;
 
-	return text ? to_server_encoding(text) : NULL;
+	return to_server_encoding(json_find(object, key, &value) ? json_string(value) : NULL);
 }
 
 /* The size of a list, from one page of it. */
@@ -126,6 +125,8 @@ connection_test(const ClinikoAccount *account, const char *known_account_id,
 	if (cliniko_judge(transfers[ASK_ACCOUNT]).error == CLINIKO_NO_ERROR)
 		(void) cliniko_read_account(transfers[ASK_ACCOUNT], &report->account_id,
 									&report->account_name);
+	report->account_id = to_server_encoding(report->account_id);
+	report->account_name = to_server_encoding(report->account_name);
 	if (report->error == CLINIKO_NO_ERROR && known_account_id && report->account_id &&
 		strcmp(known_account_id, report->account_id) != 0)
 		report->error = CLINIKO_ACCOUNT_MISMATCH;

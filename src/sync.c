@@ -142,7 +142,7 @@ wait_for_database(Sync *sync)
 		sync->busy_since = now;
 		ereport(LOG,
 				(errmsg("sync " INT64_FORMAT " waits for the database: SQLSTATE %s",
-						run->id, store_last_sqlstate())));
+						run->id, transaction_last_sqlstate())));
 	}
 	sync->store_at = TimestampTzPlusMilliseconds(now, pause_ms);
 	if (ending(sync))
