@@ -7,7 +7,8 @@
  * pages: each page has to fit what was asked for, and one that says that nothing
  * follows is believed if the number of patients that results is the number that
  * was known. If it is not, since patients came or went, or the page is wrong,
- * one more request has to say the same.
+ * one more request has to say the same; likewise if the very first page says that
+ * the account is empty.
  *
  * A run of changes asks for two sets of patients, one after the other
  * (ClinikoPart); the size of the job grows when the second is counted.
@@ -133,6 +134,19 @@ set_seen_aside(Enumeration *list, ClinikoPage *page)
 	page->nrecords = kept;
 }
 
+/*
+ * Whether the number of patients that results from a page is the one that was
+ * known. Before the first page none is, and the page is believed; unless it says
+ * that the account has no patients at all.
+ */
+static bool
+agrees(const Enumeration *list, const ClinikoPage *page, int64 found)
+{
+	if (list->run->found >= 0)
+		return list->run->found == found;
+	return page->nrecords > 0 || list->cursor.part != CLINIKO_EVERYONE;
+}
+
 /* By id: every page begins behind the last id, and ids rise strictly. */
 static PageFit
 fit_by_id(Enumeration *list, ClinikoPage *page)
@@ -141,7 +155,7 @@ fit_by_id(Enumeration *list, ClinikoPage *page)
 	ClinikoCursor *cursor = &list->cursor;
 	int64		last = last_id(page, cursor->after_id);
 	int64		found = run_accounted(run) + Max(page->total_entries, page->nrecords);
-	bool		agrees = run->found < 0 || run->found == found;
+	bool		believed = agrees(list, page, found);
 
 	if (!ids_rise(page, cursor->after_id))
 		return PAGE_CONTRADICTION;
@@ -150,7 +164,7 @@ fit_by_id(Enumeration *list, ClinikoPage *page)
 		return PAGE_CONTRADICTION;
 	cursor->after_id = last;
 	run->found = found;
-	return page->nrecords == page->total_entries && !page->has_next && agrees
+	return page->nrecords == page->total_entries && !page->has_next && believed
 		? PAGE_LAST : PAGE_MORE;
 }
 
@@ -228,7 +242,7 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 	int			received = page->nrecords;
 	const char *last;
 	int64		found;
-	bool		agrees;
+	bool		believed;
 
 	if (!creation_rises(page, cursor->since) || has_duplicates(page))
 		return PAGE_CONTRADICTION;
@@ -240,10 +254,10 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 	last = received > 0 ? pstrdup(page->records[received - 1].created_at) : "";
 	set_seen_aside(list, page);
 	found = run_accounted(run) + Max(page->total_entries - page->nseen, page->nrecords);
-	agrees = run->found < 0 || run->found == found;
+	believed = agrees(list, page, found);
 	run->found = found;
 	if (received == page->total_entries && !page->has_next)
-		return agrees ? PAGE_LAST : PAGE_MORE;
+		return believed ? PAGE_LAST : PAGE_MORE;
 	if (strcmp(last, cursor->since) > 0)
 	{
 		strlcpy(cursor->since, last, CLINIKO_TIME_SIZE);
