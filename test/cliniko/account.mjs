@@ -86,12 +86,13 @@ export class Account {
   /** Makes the JSON of the list page answered last, for the fault that repeats it. */
   lastPage = null;
 
-  constructor(key, options) {
+  constructor(key, options, twin) {
     checkOptions(options);
     this.key = key;
     this.options = { ...DEFAULTS, ...options };
     const { sort_by_id } = this.options;
-    this.register = new Register(key, { ...this.options, importedDates: sort_by_id === 'ignored' });
+    this.register =
+      twin?.register.copy() ?? new Register(key, { ...this.options, importedDates: sort_by_id === 'ignored' });
     this.finder = new Finder(this.register);
   }
 
@@ -247,9 +248,11 @@ export class Accounts {
   unauthorized = 0;
   connections = 0;
 
-  /** Creates the account of this key, or replaces it. */
-  create(key, options) {
-    const account = new Account(key, options);
+  /** Creates the account of this key, or replaces it; `like`: the key of one whose patients it begins with. */
+  create(key, { like, ...options }) {
+    const twin = this.#byKey.get(like);
+    if (like !== undefined && !twin) throw new ControlError(`there is no account ${like}`);
+    const account = new Account(key, options, twin);
     this.#byKey.get(key)?.reset();
     this.#byKey.set(key, account);
     this.#byBareKey.set(splitKey(key).bare, account);

@@ -142,6 +142,20 @@ test('an account is the same each time, and no two accounts are alike', async ()
   assert.equal(new Set(markers(first)).size, 50);
 });
 
+test('an account can begin like another one, and then goes its own way', async () => {
+  const one = await clinic({ patients: 20, archived: 2 });
+  await one.tell('POST', 'mutations', { edit: 1, add: 1 });
+  const before = await one.truth();
+  const twin = await clinic({ like: one.key });
+  assert.deepEqual(await twin.truth(), before);
+  await twin.tell('POST', 'mutations', { remove: 3, edit: 2 });
+  await one.tell('POST', 'mutations', { remove: [before[0].id] });
+  assert.equal((await twin.truth()).length, before.length - 3);
+  assert.deepEqual(await one.truth(), before.slice(1));
+  const { json } = await control('PUT', 'accounts/orphan-au1', { like: 'nobody-au1' });
+  assert.deepEqual(json, { message: 'there is no account nobody-au1' });
+});
+
 test('ids rise with the time of creation, which neighbours may share', async () => {
   const lengths = { snowflake: [18, 19], old: [8], mixed: [8, 18, 19] };
   for (const [ids, expected] of Object.entries(lengths)) {
@@ -473,6 +487,10 @@ test('each fault does what its name says', async () => {
   assert.equal((await page('bad_id')).patients[2].id, 'abc');
   assert.ok((await page('lone_surrogate')).patients[2].first_name.endsWith('\ud800'));
   assert.ok((await page('nul')).patients[2].first_name.includes('\u0000'));
+  assert.deepEqual((await page('next_elsewhere')).links.next, undefined);
+  await plan('next_elsewhere', { host: 'elsewhere.example:81' });
+  const { links } = JSON.parse((await get('/patients?per_page=2')).bytes);
+  assert.equal(links.next, 'http://elsewhere.example:81/v1/patients?page=2&per_page=2');
   assert.deepEqual((await page('delay', { ms: 1 })).patients, good);
   await plan('truncated_json');
   const truncated = await get('/patients');

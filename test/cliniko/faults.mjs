@@ -31,6 +31,9 @@ const SPOIL = {
   lone_surrogate: (page) => spoilOne(page, ({ first_name }) => ({ first_name: `${first_name}\ud800` })),
   nul: (page) => spoilOne(page, ({ first_name }) => ({ first_name: `${first_name}\u0000nul` })),
   no_patients: (page) => void delete page.patients,
+  next_elsewhere: ({ links }, { host = '127.0.0.1:1' }) => {
+    if (links.next) links.next = Object.assign(new URL(links.next), { host }).href;
+  },
 };
 
 // Faults that answer something else than the page.

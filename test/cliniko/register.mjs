@@ -68,6 +68,8 @@ export function checkMutation(mutation) {
 
 /** The patients of one account: generated ones, and over them what was changed. */
 export class Register {
+  #key;
+  #options;
   #profile;
   #ids; // BigInt64Array, ascending
   #ordinals; // which generated patient stands at a position; beyond profile.count: added later
@@ -85,6 +87,8 @@ export class Register {
 
   constructor(key, options) {
     const profile = createProfile(key, options);
+    this.#key = key;
+    this.#options = options;
     this.#profile = profile;
     this.#ids = new BigInt64Array(profile.count);
     this.#ordinals = new Int32Array(profile.count);
@@ -94,6 +98,19 @@ export class Register {
     }
     this.#nextOrdinal = profile.count;
     this.createdInIdOrder = !profile.importedDates;
+  }
+
+  /** Another register with the same patients, serialised ones too; from here each changes by itself. */
+  copy() {
+    const copy = new Register(this.#key, this.#options);
+    copy.#ids = this.#ids;
+    copy.#ordinals = this.#ordinals;
+    copy.#nextOrdinal = this.#nextOrdinal;
+    copy.#changes = new Map(this.#changes);
+    copy.#json = new Map(this.#json);
+    copy.#jsonBytes = this.#jsonBytes;
+    copy.createdInIdOrder = this.createdInIdOrder;
+    return copy;
   }
 
   /** The base URL of this account's shard, as records name it. */

@@ -36,8 +36,9 @@ sub new
 		pid => $pid,
 		input => $input,
 		url => $url,
-		# longer than it waits for a request to reach a gate
-		http => HTTP::Tiny->new(timeout => 90)
+		# longer than it waits for a request to reach a gate; and on a kept
+		# connection, content waits 40 ms for the headers to be acknowledged
+		http => HTTP::Tiny->new(timeout => 90, keep_alive => 0)
 	}, $class;
 }
 
