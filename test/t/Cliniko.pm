@@ -22,20 +22,25 @@ use IPC::Open2;
 use JSON::PP;
 use Test::More;
 
-# Start a simulator. It ends when its standard input does, so one whose test
-# has died does not stay.
+# Start one of the programs in test/cliniko. It ends when its standard input
+# does, so one whose test has died does not stay.
+sub launch
+{
+	my ($program, @options) = @_;
+	my $pid = open2(my $output, my $input, 'node', "$FindBin::RealBin/../cliniko/$program",
+		'--until-stdin-closes', @options);
+
+	my ($url) = (readline($output) // '') =~ m{^listening on (https?://\S+)$}
+	  or die "$program did not start\n";
+	return (pid => $pid, input => $input, url => $url);
+}
+
+# Start a simulator.
 sub new
 {
 	my ($class) = @_;
-	my $program = "$FindBin::RealBin/../cliniko/cliniko.mjs";
-	my $pid = open2(my $output, my $input, 'node', $program, '--until-stdin-closes');
-
-	my ($url) = (readline($output) // '') =~ m{^listening on (http://\S+)$}
-	  or die "the simulator did not start\n";
 	return bless {
-		pid => $pid,
-		input => $input,
-		url => $url,
+		launch('cliniko.mjs'),
 		# longer than it waits for a request to reach a gate; and on a kept
 		# connection, content waits 40 ms for the headers to be acknowledged
 		http => HTTP::Tiny->new(timeout => 90, keep_alive => 0)
@@ -100,6 +105,16 @@ sub DESTROY
 	local ($?, $!);
 	close($self->{input});
 	waitpid($self->{pid}, 0);
+}
+
+# The same simulator behind TLS: cert and key are files, max_version the latest
+# version of TLS that is spoken. Answers what has a base_url of its own.
+sub behind_tls
+{
+	my ($self, %options) = @_;
+	my ($port) = $self->{url} =~ /(\d+)$/;
+	my @options = map { '--' . tr/_/-/r => $options{$_} } sort keys %options;
+	return bless { launch('tls.mjs', '--target' => $port, @options) }, ref $self;
 }
 
 package Cliniko::Account;
