@@ -86,7 +86,7 @@
 #define LOOK_WHILE_BUSY_MS 1000
 
 /* After how long runs that could not be taken up are looked at again. */
-#define FIRST_LOOK_AGAIN_MS 1000
+#define FIRST_LOOK_AGAIN_MS 5000
 #define LONGEST_LOOK_AGAIN_MS 60000
 
 typedef struct Worker
