@@ -98,7 +98,8 @@ typedef struct Worker
 	bool		look;			/* look for work in this turn */
 	TimestampTz look_at;		/* and in any case then; 0: not by time */
 	TimestampTz idle_since;		/* 0: not idle */
-	int			trouble;		/* looks in a row that failed, or left runs untaken */
+	int			trouble;		/* how often in a row something was left undone */
+	bool		look_failed;	/* the last look, and that was said */
 	bool		attends;		/* has told the launcher that it is there */
 	bool		only_looks;		/* launched on suspicion, and has found nothing yet */
 } Worker;
@@ -436,18 +437,29 @@ report_abandonment(int code, Datum arg)
 		attendance_report(ABANDONED);
 }
 
-/*
- * Something was left undone: look again, later from time to time. Answers whether
- * this is worth a line in the log: once, not with each try.
- */
-static bool
+/* Something was left undone: look again, less and less often. */
+static void
 look_later(Worker *worker)
 {
 	int			pause_ms = Min(FIRST_LOOK_AGAIN_MS << Min(worker->trouble, 10),
 							   LONGEST_LOOK_AGAIN_MS);
 
 	worker->look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms);
-	return worker->trouble++ == 0;
+	worker->trouble++;
+}
+
+/* A look has failed, or a run could not be taken up: say so once, not with each try. */
+static void
+report_failed_look(Worker *worker, int64 sync_id)
+{
+	if (!worker->look_failed)
+		ereport(LOG,
+				(sync_id == 0
+				 ? errmsg("could not look for work: SQLSTATE %s", transaction_last_sqlstate())
+				 : errmsg("could not take up sync " INT64_FORMAT ": SQLSTATE %s",
+						  sync_id, transaction_last_sqlstate())));
+	worker->look_failed = true;
+	look_later(worker);
 }
 
 /*
@@ -469,9 +481,7 @@ look_for_work(Worker *worker)
 		return;					/* the syncs find out for themselves */
 	if (result != TRANSACTION_DONE)
 	{
-		if (look_later(worker))
-			ereport(LOG,
-					(errmsg("could not look for work: SQLSTATE %s", transaction_last_sqlstate())));
+		report_failed_look(worker, 0);
 		return;
 	}
 	for (int i = worker->nsyncs - 1; i >= 0; i--)
@@ -494,14 +504,13 @@ look_for_work(Worker *worker)
 		}
 		else if (result != TRANSACTION_NOT_RUNNING)
 		{
-			if (look_later(worker))
-				ereport(LOG,
-						(errmsg("could not take up sync " INT64_FORMAT ": SQLSTATE %s",
-								keys[i].id, transaction_last_sqlstate())));
+			report_failed_look(worker, keys[i].id);
 		}
 	}
 	if (nkeys == 0)
 		worker->trouble = 0;
+	if (worker->look_at == 0)
+		worker->look_failed = false;
 	/* PostgreSQL resets the latch where it waits in a transaction of ours */
 	if (worker->nsyncs > 0 && worker->look_at == 0)
 		worker->look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_WHILE_BUSY_MS);
@@ -557,7 +566,7 @@ advance_syncs(Worker *worker)
 		{
 			/* its place may be wanted; its row may still say "running" */
 			if (sync_abandoned(sync))
-				(void) look_later(worker);
+				look_later(worker);
 			else
 			{
 				worker->look = true;

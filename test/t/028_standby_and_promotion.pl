@@ -18,6 +18,10 @@ my %ways = (
 	by_poll => {
 		settings => '',
 		resume => sub { $_[0]->newest_run('clinic') }
+	},
+	by_launcher => {
+		settings => "shared_preload_libraries = 'clinisync'\n",
+		resume => sub { }
 	});
 
 # Make a standby of a server that has a synced clinic; answers its database.
@@ -77,7 +81,8 @@ for my $way (sort keys %ways)
 	# also while the primary is in the middle of a run.
 	$account->mutate(add => 250);
 	$account->reset;
-	$account->gates(3);
+	# of which the next one is the resumed run's
+	$account->gates(3, 4);
 	my $id = $primary->start('clinic')->{sync_id};
 	$account->await_gate(3);
 	$primary->wait_until("SELECT records_success = 200 FROM sync_logs WHERE id = $id");
