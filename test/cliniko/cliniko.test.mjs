@@ -433,6 +433,7 @@ test('mutations change what is served, and when it was updated', async () => {
   const active = now.filter(({ archived_at }) => archived_at === undefined).map(({ id }) => id);
   assert.deepEqual(await ids('per_page=100'), active);
   assert.deepEqual(await ids(`${ALL}&sort=id`), now.map(({ id }) => id));
+  assert.deepEqual(await tell('GET', 'ids'), now.map(({ id }) => id));
   const { removed } = await tell('POST', 'mutations', { remove: 3 });
   assert.equal((await truth()).length, 26 - removed.length);
   assert.equal(removed.length, 3);

@@ -74,6 +74,8 @@ async function control(account, method, rest, request, response) {
   switch (`${method} ${[what, number && ':n', verb].filter(Boolean).join('/')}`) {
     case 'GET ':
       return account.summary();
+    case 'GET ids':
+      return account.register.ids;
     case 'POST reset':
       account.reset();
       return account.summary();

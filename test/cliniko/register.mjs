@@ -128,6 +128,11 @@ export class Register {
     return this.activeBefore(this.size);
   }
 
+  /** Every id, ascending, as text. */
+  get ids() {
+    return Array.from(this.#ids, String);
+  }
+
   /** The first position whose id is at least this BigInt. */
   lowerBound(id) {
     let low = 0;

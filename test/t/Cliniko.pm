@@ -186,6 +186,13 @@ sub truth
 	return $self->control('GET', '/patients');
 }
 
+# The ids of all these patients, in rising order.
+sub ids
+{
+	my ($self) = @_;
+	return @{ $self->control('GET', '/ids') };
+}
+
 # What was asked of this account so far.
 sub summary
 {
