@@ -283,6 +283,14 @@ sub count_workers
 			 WHERE backend_type = 'clinisync worker' AND datname = '$self->{name}'";
 }
 
+# The process id of this database's worker.
+sub worker_pid
+{
+	my ($self) = @_;
+	return $self->sql("SELECT pid FROM pg_stat_activity
+						WHERE backend_type = 'clinisync worker' AND datname = '$self->{name}'");
+}
+
 sub terminate_worker
 {
 	my ($self) = @_;
@@ -432,23 +440,25 @@ sub is_accounted_for
 }
 
 # The end of every test: Cliniko's rules were kept, and nothing happened in
-# the server that its log calls alarming.
+# the server that its log calls alarming. expected: what lines of the log are
+# like that the test itself has brought about.
 sub finish
 {
-	my ($self) = @_;
-	$self->is_quiet;
+	my ($self, %options) = @_;
+	$self->is_quiet(%options);
 	done_testing();
 }
 
 # Likewise, of one of several servers.
 sub is_quiet
 {
-	my ($self) = @_;
+	my ($self, %options) = @_;
 
 	$self->cliniko->is_content;
 	ok($self->node->stop, 'the server stops');
 	my @alarms = grep { /\b(?:WARNING|PANIC|TRAP):|was terminated by signal/ }
 	  split /\n/, slurp_file($self->node->logfile);
+	@alarms = grep { !/$options{expected}/ } @alarms if $options{expected};
 	is(scalar @alarms, 0, 'nothing alarming is in the server log') or diag(join "\n", @alarms);
 }
 
