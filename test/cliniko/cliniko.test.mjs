@@ -441,6 +441,15 @@ test('mutations change what is served, and when it was updated', async () => {
   assert.deepEqual(unknown, { status: 400, json: { message: `there is no patient ${b}` } });
 });
 
+test('patients can be added to whatever account', async () => {
+  for (const options of [{ patients: 0 }, { patients: 3, ids: 'old' }, { patients: 0, ids: 'mixed' }]) {
+    const { ids, tell, truth } = await clinic(options);
+    const { added } = await tell('POST', 'mutations', { add: 2 });
+    assert.equal((await truth()).length, options.patients + 2);
+    assert.deepEqual((await ids(`${ALL}&sort=id`)).slice(-2), added);
+  }
+});
+
 test('a mutation can wait for a request, so that a list drifts between two pages', async () => {
   const { ids, tell } = await clinic({ patients: 10 });
   await tell('POST', 'mutations', { generate_on_request: [{ request: 2, add: 1 }, { request: 3, remove: 4 }] });

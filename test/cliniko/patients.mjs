@@ -191,7 +191,8 @@ function enteredSecond(profile, ordinal) {
   const era = eraOf(profile, ordinal);
   const twins = twinsBefore(ordinal - era.first);
   const nth = ordinal - era.first - twins;
-  const step = (era.to - era.from) / era.count;
+  // an era may begin with patients who were added
+  const step = (era.to - era.from) / Math.max(1, era.count);
   return Math.floor(era.from + nth * step + chanceAt(profile.seed, ordinal - twins, 1) * (step - 1));
 }
 
