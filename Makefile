@@ -65,6 +65,9 @@ $(DATA_built): sql/clinisync.sql clinisync.control
 test demo bench:
 	@test/run $@
 
+soak:
+	@test/run soak $(SECONDS)
+
 lint:
 	shellcheck .ci/run test/run
 
@@ -74,8 +77,9 @@ help:
 	@echo 'make installcheck  run the SQL tests against the running server that PGHOST and PGPORT name'
 	@echo 'make demo          watch 648 patients arrive in a throwaway database'
 	@echo 'make test          run every test in throwaway databases'
+	@echo 'make soak          try random accounts, faults and deaths for SECONDS=... (default: 600)'
 	@echo 'make bench         measure speed and memory in a throwaway database'
 	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean test demo bench lint help
+.PHONY: all install installcheck clean test soak demo bench lint help
