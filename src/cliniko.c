@@ -349,6 +349,23 @@ cliniko_judge(Transfer *transfer)
 	return (ClinikoVerdict) {CLINIKO_UNAVAILABLE, true, 0};
 }
 
+/*
+ * Read a moment as Cliniko writes it, fit to stand in a URL. Leaves "moment" as
+ * it is and answers false where the value is something else.
+ */
+bool
+cliniko_read_moment(JsonText value, char moment[CLINIKO_TIME_SIZE])
+{
+	int			len = value.len - 2;
+
+	if (!json_is_string(value) || value.len >= CLINIKO_TIME_SIZE ||
+		strspn(value.at + 1, "0123456789-T:.Z") != len)
+		return false;
+	memcpy(moment, value.at + 1, len);
+	moment[len] = '\0';
+	return true;
+}
+
 /* Note what the enumeration needs of a record. */
 static void
 read_record(JsonText element, ClinikoRecord *record)
@@ -378,9 +395,7 @@ read_record(JsonText element, ClinikoRecord *record)
 		}
 		else if (json_equals(key, "created_at"))
 		{
-			if (json_is_string(value) && value.len < CLINIKO_TIME_SIZE &&
-				strspn(value.at + 1, "0123456789-T:.Z") == value.len - 2)
-				memcpy(record->created_at, value.at + 1, value.len - 2);
+			cliniko_read_moment(value, record->created_at);
 			left--;
 		}
 	}

@@ -129,6 +129,7 @@ extern char *cliniko_account_url(const ClinikoAccount *account);
 extern Transfer *cliniko_get(Transport *transport, const ClinikoAccount *account,
 							 const char *url, void *owner);
 extern ClinikoVerdict cliniko_judge(Transfer *transfer);
+extern bool cliniko_read_moment(JsonText value, char moment[CLINIKO_TIME_SIZE]);
 extern ClinikoPage *cliniko_parse_page(MemoryContext context, Transfer *transfer);
 extern bool cliniko_read_account(Transfer *transfer, char **id, char **name);
 extern void cliniko_free_page(ClinikoPage *page);

@@ -463,12 +463,10 @@ static void
 find_time(JsonText object, const char *key, char moment[CLINIKO_TIME_SIZE])
 {
 	JsonText	value;
-	int			len = 0;
 
-	if (json_find(object, key, &value) && json_is_string(value) &&
-		value.len < CLINIKO_TIME_SIZE)
-		len = json_unescape(value, moment);
-	moment[len] = '\0';
+	moment[0] = '\0';
+	if (json_find(object, key, &value))
+		cliniko_read_moment(value, moment);
 }
 
 /* Take over the errors that the run had met. */
