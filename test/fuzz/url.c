@@ -1,0 +1,71 @@
+/*
+ * url.c
+ *		Fuzz target: a run's checkpoint, and the URLs that it leads to.
+ *
+ * The first two bytes of an input are what a checkpoint does not hold: the page
+ * within a second, and the size of a page.
+ */
+#include "postgres.h"
+
+#include "fuzz.h"
+#include "run.h"
+
+/* Every parameter has to be one of these; Cliniko takes no others. */
+static const char *const parameters[] = {"q%5B%5D=", "per_page=", "sort=", "page="};
+
+static void
+check_parameter(const char *parameter)
+{
+	bool		known = false;
+
+	for (int i = 0; i < lengthof(parameters); i++)
+		known |= strncmp(parameter, parameters[i], strlen(parameters[i])) == 0;
+	demand(known);
+}
+
+static void
+check_url(const ClinikoAccount *account, const char *url)
+{
+	const char *at = url + strlen(account->api_url);
+
+	for (const char *c = url; *c; c++)
+		demand(*c > ' ' && *c <= '~' && *c != '#');
+	demand(strncmp(url, account->api_url, at - url) == 0);
+	demand(strncmp(at, "/patients?", 10) == 0);
+	for (at += 9; at != NULL; at = strchr(at + 1, '&'))
+		check_parameter(at + 1);
+}
+
+static Run *
+restore(const char *checkpoint)
+{
+	Run		   *run = run_create(CurrentMemoryContext);
+
+	run_restore(run, checkpoint, checkpoint);
+	return run;
+}
+
+void
+fuzz_url(const char *data, size_t size)
+{
+	char		shard[CLINIKO_SHARD_SIZE];
+	ClinikoAccount *account = cliniko_account(cliniko_parse_key("KEY-uk2", shard), shard);
+	ClinikoCursor cursor;
+	Run		   *run;
+	char	   *checkpoint;
+
+	if (size < 2)
+		return;
+	run = restore(fuzz_copy(data + 2, size - 2));
+	cursor = run->state.cursor;
+	check_url(account, cliniko_patients_url(account, &cursor, (uint8) data[1]));
+	cursor.page = (uint8) data[0] >> 1;
+	cursor.beyond = data[0] & 1;
+	check_url(account, cliniko_patients_url(account, &cursor, (uint8) data[1]));
+
+	/* what a checkpoint says is what the next one says */
+	if (run->state.percent > 100)
+		return;
+	checkpoint = run_checkpoint(run);
+	demand(strcmp(checkpoint, run_checkpoint(restore(checkpoint))) == 0);
+}
