@@ -62,14 +62,14 @@ $(OBJS): $(wildcard src/*.h)
 $(DATA_built): sql/clinisync.sql clinisync.control
 	cp $< $@
 
-test demo bench:
+test demo bench fuzz:
 	@test/run $@
 
 soak:
 	@test/run soak $(SECONDS)
 
 lint:
-	shellcheck .ci/run test/run
+	shellcheck .ci/run test/run test/fuzz/run
 
 help:
 	@echo 'make               build the extension'
@@ -77,9 +77,11 @@ help:
 	@echo 'make installcheck  run the SQL tests against the running server that PGHOST and PGPORT name'
 	@echo 'make demo          watch 648 patients arrive in a throwaway database'
 	@echo 'make test          run every test in throwaway databases'
+	@echo '                   (SANITIZE=1: with sanitizers in the server)'
 	@echo 'make soak          try random accounts, faults and deaths for SECONDS=... (default: 600)'
+	@echo 'make fuzz          look for a minute for input from Cliniko that is read wrongly'
 	@echo 'make bench         measure speed and memory in a throwaway database'
 	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean test soak demo bench lint help
+.PHONY: all install installcheck clean test soak demo bench fuzz lint help
