@@ -232,7 +232,7 @@ append_part(StringInfo url, const ClinikoCursor *cursor)
  * the way where Cliniko does not honour it. There too, a page asks for what
  * was created since the last one's last record. Only where more patients than
  * fit a page were created in one second, page numbers are needed, within that
- * second.
+ * second. To count, a page of one patient will do, whoever that is.
  */
 char *
 cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor, int page_size)
@@ -242,7 +242,9 @@ cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
 	initStringInfo(&url);
 	appendStringInfo(&url, "%s/patients", account->api_url);
 	append_part(&url, cursor);
-	appendStringInfo(&url, "&per_page=%d", page_size);
+	appendStringInfo(&url, "&per_page=%d", cursor->counting ? 1 : page_size);
+	if (cursor->counting)
+		return url.data;
 	if (cursor->order == CLINIKO_BY_ID)
 	{
 		if (cursor->after_id > 0)

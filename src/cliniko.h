@@ -91,6 +91,8 @@ typedef struct ClinikoCursor
 	char		changed_since[CLINIKO_TIME_SIZE];	/* empty: for everyone */
 	ClinikoOrder order;
 	int64		after_id;		/* by id, or missing: the last id that is done */
+	int64		before;			/* how many patients the parts before this one had */
+	bool		counting;		/* by id: not the next page, but how many there are */
 	char		since[CLINIKO_TIME_SIZE];	/* by creation: up to here all is done */
 	bool		beyond;			/* by creation: that very second is done as well */
 	int			page;			/* by creation: which page of that second alone, or 0 */

@@ -10,6 +10,12 @@
  * one more request has to say the same; likewise if the very first page says that
  * the account is empty.
  *
+ * By id, a Cliniko that honours the filter but not the order could send a page
+ * that rises by chance and hides those between its ids, who are not asked for any
+ * more. Then the number of patients that results falls, as it does when some are
+ * deleted. So if it has fallen, all are counted at the end: if there are more than
+ * were listed, the list is asked once more to go on, and then begun anew.
+ *
  * A run of changes asks for two sets of patients, one after the other
  * (ClinikoPart); the size of the job grows when the second is counted.
  *
@@ -163,9 +169,25 @@ fit_by_id(Enumeration *list, ClinikoPage *page)
 		: page->total_entries > 0 || page->has_next)
 		return PAGE_CONTRADICTION;
 	cursor->after_id = last;
+	run->state.falls += found < run->found;
 	run->found = found;
+	if (page->nrecords > 0)
+		list->recounts = 0;
 	return page->nrecords == page->total_entries && !page->has_next && believed
 		? PAGE_LAST : PAGE_MORE;
+}
+
+/* By id, at the end: how many patients there are. */
+static PageFit
+fit_count(Enumeration *list, ClinikoPage *page)
+{
+	int64		listed = run_accounted(list->run) - list->cursor.before;
+
+	list->cursor.counting = false;
+	page->nrecords = 0;			/* whoever it shows */
+	if (page->total_entries <= listed)
+		return PAGE_LAST;
+	return list->recounts++ == 0 ? PAGE_MORE : PAGE_DISORDER;
 }
 
 /* Count the patients of the pass through one second that were not in it yet. */
@@ -270,14 +292,17 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 
 /* Go on to what else is to be asked for. Answers false where that is nothing. */
 static bool
-next_part(ClinikoCursor *cursor)
+next_part(Enumeration *list, const ClinikoPage *page)
 {
+	ClinikoCursor *cursor = &list->cursor;
 	ClinikoCursor next = {.part = CLINIKO_ARCHIVED, .order = cursor->order};
 
+	next.before = run_accounted(list->run) + page->nrecords;
 	if (cursor->part != CLINIKO_UPDATED)
 		return false;
 	strlcpy(next.changed_since, cursor->changed_since, CLINIKO_TIME_SIZE);
 	*cursor = next;
+	list->run->state.falls = 0;
 	return true;
 }
 
@@ -288,10 +313,20 @@ next_part(ClinikoCursor *cursor)
 PageFit
 enumeration_take(Enumeration *list, ClinikoPage *page)
 {
-	PageFit		fit = list->cursor.order == CLINIKO_BY_ID
-		? fit_by_id(list, page) : fit_by_creation(list, page);
+	PageFit		fit;
 
-	return fit == PAGE_LAST && next_part(&list->cursor) ? PAGE_MORE : fit;
+	if (list->cursor.counting)
+		fit = fit_count(list, page);
+	else if (list->cursor.order == CLINIKO_BY_CREATION)
+		fit = fit_by_creation(list, page);
+	else
+	{
+		fit = fit_by_id(list, page);
+		list->cursor.counting = (fit == PAGE_LAST && list->run->state.falls > 0);
+	}
+	if (list->cursor.counting)
+		return PAGE_MORE;
+	return fit == PAGE_LAST && next_part(list, page) ? PAGE_MORE : fit;
 }
 
 /*

@@ -15,7 +15,8 @@ typedef enum PageFit
 {
 	PAGE_MORE,					/* the cursor has moved behind it */
 	PAGE_LAST,					/* nothing follows */
-	PAGE_CONTRADICTION			/* it cannot be what was asked for */
+	PAGE_CONTRADICTION,			/* it cannot be what was asked for */
+	PAGE_DISORDER				/* the order of the list has hidden somebody */
 } PageFit;
 
 /* The most patients that one request names, the witness among them. */
@@ -27,6 +28,7 @@ typedef struct Enumeration
 	ClinikoCursor cursor;		/* what the next request asks for */
 	int			page_size;		/* the same for the whole run */
 
+	int			recounts;		/* in a row that found more than were listed */
 	int64	   *pass;			/* the patients of a pass through one second */
 	int			npass;
 	int			pass_size;		/* allocated */

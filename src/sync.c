@@ -417,20 +417,22 @@ take_page(Sync *sync, ClinikoPage *page)
 {
 	bool		by_id = sync->list.cursor.order == CLINIKO_BY_ID;
 	bool		named = sync->list.cursor.part == CLINIKO_MISSING;
-	bool		disorder = by_id && !named && page->nrecords > 0;
+	bool		unsorted = by_id && !named && page->nrecords > 0;
 	PageFit		fit;
 
 	if (named)
 		fit = enumeration_confirm(&sync->list, page) ? PAGE_LAST : PAGE_CONTRADICTION;
 	else
 		fit = enumeration_take(&sync->list, page);
-	if (fit != PAGE_CONTRADICTION)
+	if (fit == PAGE_MORE || fit == PAGE_LAST)
 	{
 		keep_page(sync, page, fit == PAGE_LAST);
 		return;
 	}
 	cliniko_free_page(page);
-	if (disorder && sync->disorders++ > 0)
+	/* a page may be unsorted by mistake once, if there is time to try again */
+	if (fit == PAGE_DISORDER ||
+		(unsorted && (sync->disorders++ > 0 || clinisync_retry_window == 0)))
 		start_over(sync);
 	else
 		try_again(sync, &sync->patients, CLINIKO_INCOMPLETE_ENUMERATION, 0, NULL);

@@ -111,4 +111,23 @@ is( $db->sql(
 			  OR records_processed <> coalesce((metadata ->> 'patients_found')::bigint, 0))),
 	0, 'and no counter contradicted another');
 
+# Given a Cliniko that honours the filter by id, but not the order, and whose pages
+# rise by chance, when it is synced, then those whom such a page hides arrive too.
+$db->set(page_size => 7);
+my $hidden = $db->add_clinic('hidden', patients => 18, ids => 'mixed', sort_by_id => 'ignored',
+	absent => 'missing', seed => 186947);
+my @ids = map { $_->{id} } @{ $hidden->truth };
+my $run = $db->sync('hidden');
+is($run->{status}, 'completed', 'a page that rises by chance: completed');
+$db->is_copy_of('hidden', $hidden, 'a page that rises by chance');
+
+# When Cliniko says twice, wrongly, that nobody is left, then all are counted, and
+# the run goes on.
+$db->set(page_size => 20);
+my $twice = $db->add_clinic('twice', patients => 100);
+$twice->faults(map { { kind => 'status', status => 200, request => $_,
+	body => { patients => [], total_entries => 0, links => {} } } } 3, 4);
+is($db->sync('twice')->{status}, 'completed', 'nobody is left, said twice: completed');
+$db->is_copy_of('twice', $twice, 'nobody is left, said twice');
+
 $db->finish;

@@ -60,7 +60,9 @@ my @deaths = (
 		by => sub { $_[0]->call("cliniko_disconnect('$_')") for @orgs } });
 
 # How a run whose worker is gone finds another.
-my @ways = ({ name => 'polled', preload => '', poll => 1 });
+my @ways = (
+	{ name => 'polled', preload => '', poll => 1 },
+	{ name => 'launched', preload => 'clinisync', poll => 0 });
 
 my $main = Clinisync->new('main', settings => "restart_after_crash = on\n");
 my $witness = $main->add_clinic('witness', patients => 250);

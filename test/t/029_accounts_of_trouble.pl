@@ -59,11 +59,9 @@ my @faults = (
 	  qw(bad_id disorder duplicate empty_object html latin1 lone_surrogate no_patients nul redirect
 	  repeat_page reset_before_headers reset_mid_body stall truncated_json));
 
-# An account of any size and kind. That sort=id is ignored shows within a page
-# of fifty; a run by shorter ones can take what it is sent for the order of ids.
+# An account of any size and kind.
 sub draw_account
 {
-	my ($page_size) = @_;
 	my $size = chance(0.3) ? between(0, 30) : between(0, $largest);
 	my $archived = chance(0.5) ? between(0, $size) : 0;
 	return (
@@ -72,7 +70,7 @@ sub draw_account
 		merged => between(0, $archived),
 		ids => pick(qw(snowflake old mixed)),
 		absent => pick(qw(null empty missing mixed)),
-		sort_by_id => pick(qw(honoured honoured rejected), $page_size >= 50 ? 'ignored' : 'rejected'),
+		sort_by_id => pick(qw(honoured honoured rejected ignored)),
 		gzip => pick(JSON::PP::true, JSON::PP::false),
 		latency_ms => pick(0, 0, between(1, 20)),
 		seed => between(1, 1_000_000),
@@ -242,7 +240,7 @@ sub round
 	$db->sql('TRUNCATE patients, sync_logs') if $count{rounds};
 	for my $org (@orgs)
 	{
-		my %options = draw_account($page_size);
+		my %options = draw_account();
 		$accounts{$org} = $db->add_clinic($org, %options);
 		$sizes{$org} = $options{patients} + $options{archived};
 	}

@@ -92,12 +92,13 @@ for my $order (qw(honoured rejected ignored))
 # stay; and the answer to that is believed only if it shows somebody.
 my $account = synced_clinic('hidden', patients => 100);
 my @hidden = ids($account, 30, 31);
-my $page = sub {
-	my @records = @{ $account->truth }[ 25 .. 29, 32 .. 51 ];
-	return { kind => 'status', status => 200, request => 2,
-		body => { patients => \@records, total_entries => 73, links => { next => 'https://x' } } };
-};
-$account->faults($page->());
+my $truth = $account->truth;
+my @hiding = map {
+	my ($request, $total, @places) = @$_;
+	{ kind => 'status', status => 200, request => $request,
+		body => { patients => [ @$truth[@places] ], total_entries => $total, links => { next => 'https://x' } } }
+} [ 1, 98, 0 .. 24 ], [ 2, 73, 25 .. 29, 32 .. 51 ];
+$account->faults(@hiding);
 my $run = $db->sync('hidden');
 is($run->{status}, 'completed', 'hidden: completed');
 is_deeply(deleted('hidden'), [], 'hidden: nobody is deleted');
@@ -112,7 +113,7 @@ for my $lie (
 	my ($name, $body) = @$lie;
 
 	$account->reset;
-	$account->faults($page->(),
+	$account->faults(@hiding,
 		map { { kind => 'status', status => 200, body => $body, request => $_ } } 5 .. 30);
 	$run = $db->sync('hidden');
 	is_deeply([ $run->{status}, $run->{metadata}{error_type} ],
@@ -190,5 +191,37 @@ is(scalar @{ deleted('partial') }, 15, 'resumed: all of them');
 my @after = naming($account);
 is($after[3], $before[2], 'resumed: with the request that was under way');
 is($account->summary->{patients_requests}, 22, 'resumed: without the list');
+
+# Whatever ends the worker or the run at that step, nobody is marked who was not
+# confirmed to be gone, and the next run, or the same, marks all.
+my %deaths = (
+	stopped_at_once => [ 1, sub { $db->node->stop('immediate'); $db->node->start } ],
+	stopped_fast => [ 1, sub { $db->node->restart } ],
+	extension_dropped => [ 0, sub { $db->sql('DROP EXTENSION clinisync; CREATE EXTENSION clinisync') } ],
+	cancelled => [ 0, sub { $db->call(q(cliniko_cancel_sync('dying'))) } ],
+	disconnected => [ 0, sub { $db->call(q(cliniko_disconnect('dying'))) } ]);
+my $dying = synced_clinic('dying', patients => 100);
+my $gone = 0;
+for my $death (sort keys %deaths)
+{
+	my ($polled, $do) = @{ $deaths{$death} };
+
+	$dying->reset;
+	$dying->mutate(remove => 5);
+	my $pages = int((100 - $gone - 5) / 5);
+	$gone += 5;
+	$dying->gates($pages + 1);
+	$db->start('dying');
+	$dying->await_gate($pages + 1);
+	$do->();
+	is(scalar @{ deleted('dying') }, $gone - 5, "$death: nobody is marked by that");
+	$dying->open_gate('all');
+	$db->newest_run('dying') if $polled;
+	$db->wait_for_runs('dying');
+	$db->connect('dying', $dying);
+	is($db->sync('dying')->{status}, 'completed', "$death: then completed");
+	is(scalar @{ deleted('dying') }, $gone, "$death: then all are marked");
+	is($db->stored('dying'), 100, "$death: every row is there");
+}
 
 $db->finish;
