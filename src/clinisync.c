@@ -24,7 +24,8 @@ void
 _PG_init(void)
 {
 	settings_define();
-	if (process_shared_preload_libraries_in_progress)
+	/* while pg_upgrade works, nothing may be written */
+	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
 	{
 		attendance_request_memory();
 		launcher_register();

@@ -331,6 +331,7 @@ static void
 append_outcome(StringInfo json, Run *run)
 {
 	int64		duration_us = GetCurrentTimestamp() - run->started_at;
+	int64		missing = run->state.missing - run->state.deleted;
 
 	appendStringInfo(json,
 					 ", \"archived\": " INT64_FORMAT ", \"deleted\": " INT64_FORMAT
@@ -342,6 +343,8 @@ append_outcome(StringInfo json, Run *run)
 		appendStringInfo(json, ", \"patients_per_second\": %.0f, \"success_rate\": %.1f",
 						 run_rate(run),
 						 run->found > 0 ? floor(1000.0 * run_success(run) / run->found) / 10 : 100.0);
+	if (missing > 0)
+		appendStringInfo(json, ", \"missing\": " INT64_FORMAT, missing);
 	if (run->step == RUN_FAILED)
 		appendStringInfo(json, ", \"error_type\": \"%s\", \"retry_recommended\": %s",
 						 cliniko_error_code(run->error),

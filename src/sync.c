@@ -112,6 +112,9 @@ static void
 fail(Sync *sync, ClinikoError error, const char *detail)
 {
 	run_fail(sync->run, error, detail);
+	ereport(LOG,
+			(errmsg("sync " INT64_FORMAT " has failed: %s",
+					sync->run->id, cliniko_error_code(error))));
 	if (sync->page)
 	{
 		cliniko_free_page(sync->page);

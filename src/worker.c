@@ -47,6 +47,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -659,11 +660,31 @@ work(Worker *worker)
 	}
 }
 
+/* Say with everything that is logged which database it is about. */
+static void
+add_database(void *database)
+{
+	errcontext("clinisync worker of database \"%s\"", (char *) database);
+}
+
+/* This database's name, for as long as the process lives. */
+static char *
+database_name(void)
+{
+	char	   *name;
+
+	StartTransactionCommand();
+	name = MemoryContextStrdup(TopMemoryContext, get_database_name(MyDatabaseId));
+	CommitTransactionCommand();
+	return name;
+}
+
 /* The worker's main function; arg is the database's oid. */
 void
 clinisync_worker_main(Datum arg)
 {
 	Worker	   *worker = MemoryContextAllocZero(TopMemoryContext, sizeof(Worker));
+	ErrorContextCallback context = {.callback = add_database};
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -673,6 +694,9 @@ clinisync_worker_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
 	pin_settings();
 	keep_freed_memory();
+	context.arg = database_name();
+	context.previous = error_context_stack;
+	error_context_stack = &context;
 	if (!try_lock(LOCK_WORKER))
 	{
 		report_attendance(worker);	/* somebody else does */

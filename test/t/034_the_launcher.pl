@@ -140,6 +140,17 @@ $db->terminate_worker;
 are_resumed('another launcher', $db);
 is(launchers(), 1, 'another launcher: it is there');
 
+# When pg_upgrade has the server started, then there is no launcher to write.
+hold($db);
+$node->stop;
+my @pg_ctl = ('pg_ctl', '--silent', '--wait', '--pgdata', $node->data_dir);
+system_or_bail(@pg_ctl, '--log', $node->logfile, '--options', '-b', 'start');
+is(launchers(), 0, 'pg_upgrade: no launcher');
+is($db->workers, 0, 'pg_upgrade: no worker');
+system_or_bail(@pg_ctl, 'stop');
+$node->start;
+are_resumed('after pg_upgrade', $db);
+
 # A database that is dropped with its worker in it is forgotten.
 my $doomed = $db->new_database('doomed');
 hold($doomed);
