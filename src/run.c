@@ -532,6 +532,6 @@ run_restore(Run *run, const char *checkpoint, const char *metadata)
 	}
 	for (int i = 0; i < lengthof(counters); i++)
 		*counter(run, i) = find_int64(object, counters[i].name, *counter(run, i));
-	run->state.percent = find_int64(object, "permille", 0) / 10.0;
+	run->state.percent = Min(Max(find_int64(object, "permille", 0), 0), 1000) / 10.0;
 	run->began_with = run_accounted(run);
 }
