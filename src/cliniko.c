@@ -114,18 +114,15 @@ cliniko_error_code(ClinikoError error)
 	return errors[error].code;
 }
 
-/* What happened, for people: a whole sentence. */
-const char *
-cliniko_error_sentence(ClinikoError error)
+/*
+ * What happened and what to do next, for people: error_details of a run. detail:
+ * one more fact, or NULL.
+ */
+char *
+cliniko_error_details(ClinikoError error, const char *detail)
 {
-	return errors[error].sentence;
-}
-
-/* What to do next, for people. */
-const char *
-cliniko_error_hint(ClinikoError error)
-{
-	return errors[error].hint;
+	return psprintf("%s%s%s %s", errors[error].sentence, detail ? " " : "", detail ? detail : "",
+					errors[error].hint);
 }
 
 bool

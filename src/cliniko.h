@@ -118,8 +118,7 @@ typedef struct ClinikoPage
 } ClinikoPage;
 
 extern const char *cliniko_error_code(ClinikoError error);
-extern const char *cliniko_error_sentence(ClinikoError error);
-extern const char *cliniko_error_hint(ClinikoError error);
+extern char *cliniko_error_details(ClinikoError error, const char *detail);
 extern bool cliniko_error_retry_recommended(ClinikoError error);
 
 extern char *cliniko_parse_key(const char *input, char shard[CLINIKO_SHARD_SIZE]);

@@ -386,9 +386,7 @@ answer_connected(StringInfo json, const char *org, const ConnectionReport *repor
 static void
 answer_failed(StringInfo json, const char *org, ClinikoError error, const char *detail)
 {
-	begin_answer(json, false,
-				 psprintf("%s%s%s %s", cliniko_error_sentence(error), detail ? " " : "",
-						  detail ? detail : "", cliniko_error_hint(error)), org);
+	begin_answer(json, false, cliniko_error_details(error, detail), org);
 	add_string(json, "status", "failed");
 	add_string(json, "error_code", cliniko_error_code(error));
 }

@@ -24,6 +24,7 @@
 #include "run.h"
 #include "secret.h"
 #include "statement.h"
+#include "store.h"
 
 /* Any application's id fits: a number, a UUID, org_2xwH… */
 #define MAX_ORGANIZATION_ID_LENGTH 255
@@ -423,31 +424,11 @@ organization_cancel_run(const Catalog *catalog, const char *org)
 
 	add_text(&parameters, org);
 	add_text(&parameters, cliniko_error_code(CLINIKO_SYNC_CANCELLED));
-	add_text(&parameters, psprintf("%s %s", cliniko_error_sentence(CLINIKO_SYNC_CANCELLED),
-								   cliniko_error_hint(CLINIKO_SYNC_CANCELLED)));
+	add_text(&parameters, cliniko_error_details(CLINIKO_SYNC_CANCELLED, NULL));
+	add_text(&parameters, "true");
 	if (execute_as_owner(catalog,
-						 "UPDATE @schema@.sync_logs l"
-						 "   SET status = 'failed', completed_at = clock_timestamp(),"
-						 "       updated_at = clock_timestamp(), error_details = $3,"
-						 "       metadata = jsonb_build_object("
-						 "           'inserted', 0, 'updated', 0, 'unchanged', 0,"
-						 "           'deleted', coalesce((checkpoint ->> 'deleted')::bigint, 0),"
-						 "           'archived', coalesce((checkpoint ->> 'archived')::bigint, 0),"
-						 "           'restored', coalesce((checkpoint ->> 'restored')::bigint, 0),"
-						 "           'api_ms', coalesce((checkpoint ->> 'api_us')::bigint / 1000, 0),"
-						 "           'database_ms',"
-						 "               coalesce((checkpoint ->> 'database_us')::bigint / 1000, 0))"
-						 "           || l.metadata - '{waiting_until,waiting_for,"
-						 "estimated_remaining}'::text[] || jsonb_build_object("
-						 "           'step', 'failed', 'error_type', $2,"
-						 "           'errors', jsonb_build_array($3)"
-						 "               || coalesce(l.metadata -> 'errors', '[]'),"
-						 "           'retry_recommended', true,"
-						 "           'success_rate', coalesce(trunc(100.0 * l.records_success"
-						 "               / nullif(l.records_processed, 0), 1), 0),"
-						 "           'duration_ms', (extract(epoch FROM clock_timestamp()"
-						 "               - l.started_at) * 1000)::bigint)"
-						 " WHERE organization_id = $1 AND status = 'running'"
+						 STORE_END_RUNS
+						 "   AND organization_id = $1"
 						 " RETURNING id, coalesce((metadata ->> 'progress_percent')::float8, 0)",
 						 &parameters, false) == 0)
 		return 0;

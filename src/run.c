@@ -190,9 +190,7 @@ run_fail(Run *run, ClinikoError error, const char *detail)
 	run->error = error;
 	run->step = RUN_FAILED;
 	run->waiting_until = 0;
-	run->error_details = psprintf("%s%s%s %s", cliniko_error_sentence(error),
-								  detail ? " " : "", detail ? detail : "",
-								  cliniko_error_hint(error));
+	run->error_details = cliniko_error_details(error, detail);
 	MemoryContextSwitchTo(old_context);
 }
 

@@ -272,6 +272,46 @@ store_save_farewell(Run *run)
 	return transaction_run_farewell(save_progress, run);
 }
 
+typedef struct EndArg
+{
+	ClinikoError error;
+	const char *detail;
+} EndArg;
+
+static void
+end_all(const Catalog *catalog, void *arg)
+{
+	static Statement statement;
+	EndArg	   *end = arg;
+	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[] = {
+		(Datum) 0,
+		CStringGetTextDatum(cliniko_error_code(end->error)),
+		CStringGetTextDatum(cliniko_error_details(end->error, end->detail)),
+		CStringGetTextDatum(cliniko_error_retry_recommended(end->error) ? "true" : "false")
+	};
+
+	statement_prepare(&statement, catalog,
+			STORE_END_RUNS " AND $1 IS NULL RETURNING l.organization_id, l.id", 4, types);
+	statement_execute(&statement, values, "n   ", false);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+
+		run_notify(TextDatumGetCString(statement_column(i, 1, &isnull)),
+				   DatumGetInt64(statement_column(i, 2, &isnull)), "failed", 0);
+	}
+}
+
+/* Likewise, for all runs that no worker has begun. */
+TransactionResult
+store_end_all_farewell(ClinikoError error, const char *detail)
+{
+	EndArg		end = {.error = error, .detail = detail};
+
+	return transaction_run_farewell(end_all, &end);
+}
+
 /*
  * Batches
  */

@@ -180,9 +180,7 @@ conclude(Sync *sync, TransactionResult result)
 			sync->ended = sync->abandoned = true;
 			break;
 		case TRANSACTION_UNINSTALLED:
-			fail(sync, CLINIKO_CONFIGURATION_ERROR,
-				 "The extension clinisync, or one of its tables, is gone or out of date: "
-				 "run CREATE EXTENSION clinisync, or SELECT cliniko_setup().");
+			fail(sync, CLINIKO_CONFIGURATION_ERROR, STORE_UNINSTALLED_DETAIL);
 			(void) store_save_farewell(sync->run);
 			sync->ended = true;
 			break;

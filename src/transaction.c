@@ -129,7 +129,7 @@ transaction(TransactionWork work, void *arg, bool farewell)
 
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
-		if (farewell)
+		if (farewell && last_catalog.schema != NULL)
 			catalog = last_catalog;
 		else if (!catalog_find(&catalog) || catalog.missing)
 			result = TRANSACTION_UNINSTALLED;

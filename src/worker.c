@@ -479,7 +479,12 @@ look_for_work(Worker *worker)
 	if (result == TRANSACTION_DONE || result == TRANSACTION_UNINSTALLED)
 		report_attendance(worker);
 	if (result == TRANSACTION_UNINSTALLED)
-		return;					/* the syncs find out for themselves */
+	{
+		/* the syncs find out for themselves; nobody else will for those in line */
+		if (worker->nsyncs == 0)
+			(void) store_end_all_farewell(CLINIKO_CONFIGURATION_ERROR, STORE_UNINSTALLED_DETAIL);
+		return;
+	}
 	if (result != TRANSACTION_DONE)
 	{
 		report_failed_look(worker, 0);

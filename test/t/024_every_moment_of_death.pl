@@ -326,8 +326,7 @@ sub look_after
 		my $run = $db->newest_run($org);
 
 		is($run->{id}, $runs->{$org}, "$test: the same run");
-		# what no worker has begun, none can end: it is found when it is looked for
-		if ($death->{then} eq 'failed' && ($step->{held} || $step->{outage} || $death->{error} ne 'CONFIGURATION_ERROR'))
+		if ($death->{then} eq 'failed')
 		{
 			is_failed($run, $step, $death->{error}, $stored{$org}, $test);
 		}
@@ -394,7 +393,7 @@ for my $way (@ways)
 		}
 		if ($death->{error} && $death->{error} eq 'CONFIGURATION_ERROR')
 		{
-			# the worker ends what it had begun, and leaves
+			# the worker ends the runs, also those that it had not begun, and leaves
 			$db->wait_for_workers(0);
 			$db->sql('CREATE EXTENSION clinisync');
 		}
