@@ -41,8 +41,12 @@
 #define PRUNED_AT_ONCE 100
 #define LOGS_KEPT 10
 
-/* What the upsert reads from. */
+/* What the upsert reads from, and how it begins. */
 #define CHANGES_RELATION "clinisync_changes"
+#define INSERT_ROWS \
+	"INSERT INTO @schema@.patients AS p" \
+	" (%s organization_id, first_synced_at, last_synced_at)" \
+	" SELECT c.*, $1, $2, $2 FROM " CHANGES_RELATION " c"
 
 /*
  * Listing and loading
@@ -349,15 +353,43 @@ record_ids(const BatchArg *batch)
 										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
+/* What the table has of a record. */
+typedef struct Known
+{
+	bool		known;			/* there is a row */
+	bool		deleted;		/* which is marked as deleted */
+	bool		comparable;		/* or of which the hash says all */
+	int64		hash;
+} Known;
+
+/* What both ways of looking select, from column 1 on. */
+#define KNOWN_COLUMNS \
+	"cliniko_patient_id, deleted_at IS NOT NULL AS deleted," \
+	" record_hash IS NOT NULL AND deleted_at IS NULL AND missing_sync_id IS NULL AS comparable," \
+	" record_hash"
+
+static void
+read_known(uint64 row, Known *known)
+{
+	bool		isnull;
+
+	(void) statement_column(row, 1, &isnull);
+	known->known = !isnull;
+	if (isnull)
+		return;
+	known->deleted = DatumGetBool(statement_column(row, 2, &isnull));
+	known->comparable = DatumGetBool(statement_column(row, 3, &isnull));
+	known->hash = DatumGetInt64(statement_column(row, 4, &isnull));
+}
+
 /*
- * Look up what the table has of a batch's records: one row for each, in their
- * order. Each is a probe of the unique index. Asked for "= ANY" instead, the
- * planner would choose between that and reading the organisation whole, by
- * what it believes of a table that may never have been analysed. OFFSET 0
- * keeps it from making another kind of join of it.
+ * Look up each of a batch's records: a probe of the unique index for each. Asked
+ * for "= ANY" instead, the planner would choose between that and reading the
+ * organisation whole, by what it believes of a table that may never have been
+ * analysed. OFFSET 0 keeps it from making another kind of join of it.
  */
 static void
-look_up(const Catalog *catalog, BatchArg *batch)
+look_up(const Catalog *catalog, BatchArg *batch, Known *known)
 {
 	static Statement statement;
 	Oid			types[] = {TEXTOID, INT8ARRAYOID};
@@ -367,55 +399,82 @@ look_up(const Catalog *catalog, BatchArg *batch)
 	};
 
 	statement_prepare(&statement, catalog,
-			"SELECT p.cliniko_patient_id IS NOT NULL AS known,"
-			"       coalesce(p.deleted, false), coalesce(p.comparable, false), p.record_hash"
+			"SELECT p.*"
 			"  FROM unnest($2) WITH ORDINALITY AS wanted (id, place)"
 			"  LEFT JOIN LATERAL"
-			"       (SELECT cliniko_patient_id, record_hash, deleted_at IS NOT NULL AS deleted,"
-			"               record_hash IS NOT NULL AND deleted_at IS NULL"
-			"               AND missing_sync_id IS NULL AS comparable"
+			"       (SELECT " KNOWN_COLUMNS
 			"          FROM @schema@.patients"
 			"         WHERE organization_id = $1 AND cliniko_patient_id = wanted.id"
 			"        OFFSET 0) p ON true"
 			" ORDER BY wanted.place", 2, types);
 	statement_execute(&statement, values, NULL, false);
+	for (int i = 0; i < batch->nrecords; i++)
+		read_known(i, &known[i]);
 }
 
 /*
- * Note which rows of ours Cliniko does not list among a batch's ids. To count
- * first costs little where nobody is missing, which is nearly always. More than
- * can be believed need not be noted.
+ * Likewise, by reading the rows of the interval that the batch stands for, which is
+ * one walk along the index. Answers how many of them it does not list, or -1, having
+ * looked up nothing, where there are so many rows that they are not worth the walk.
+ */
+static int
+look_through(const Catalog *catalog, BatchArg *batch, Known *known)
+{
+	static Statement statement;
+	int			most = 2 * batch->nrecords + 100;
+	int			missing = 0;
+	int			i = 0;
+	Oid			types[] = {TEXTOID, INT8OID, INT8OID, INT4OID};
+	Datum		values[] = {
+		CStringGetTextDatum(batch->run->organization_id),
+		Int64GetDatum(batch->after_id),
+		Int64GetDatum(batch->last_id),
+		Int32GetDatum(most)
+	};
+
+	statement_prepare(&statement, catalog,
+			"SELECT " KNOWN_COLUMNS
+			"  FROM @schema@.patients"
+			" WHERE organization_id = $1 AND cliniko_patient_id > $2 AND cliniko_patient_id <= $3"
+			" ORDER BY cliniko_patient_id LIMIT $4", 4, types);
+	if (statement_execute(&statement, values, NULL, false) == most)
+		return -1;
+	for (uint64 row = 0; row < SPI_processed; row++)
+	{
+		bool		isnull;
+		int64		id = DatumGetInt64(statement_column(row, 1, &isnull));
+
+		/* both are in the order of their ids, but for records without one */
+		while (i < batch->nrecords && batch->records[i].id < id)
+			i++;
+		if (i < batch->nrecords && batch->records[i].id == id)
+			read_known(row, &known[i]);
+		else
+			missing += !DatumGetBool(statement_column(row, 2, &isnull));
+	}
+	return missing;
+}
+
+/*
+ * Note which rows of ours Cliniko does not list among a batch's ids. More than can
+ * be believed need not be noted.
  */
 static void
-mark_missing(const Catalog *catalog, BatchArg *batch, int nlisted)
+mark_missing(const Catalog *catalog, BatchArg *batch)
 {
-	static Statement count;
-	static Statement mark;
+	static Statement statement;
 	Run		   *run = batch->run;
 	Oid			types[] = {TEXTOID, INT8OID, INT8OID, INT8OID, INT8ARRAYOID, INT8OID};
 	Datum		values[] = {
 		CStringGetTextDatum(run->organization_id),
 		Int64GetDatum(batch->after_id),
 		Int64GetDatum(batch->last_id),
-		Int64GetDatum(nlisted + 1),
-		(Datum) 0,
+		Int64GetDatum(Max(run_missing_limit(run) + 1 - run->state.missing, 0)),
+		record_ids(batch),
 		Int64GetDatum(run->id)
 	};
-	bool		isnull;
 
-	statement_prepare(&count, catalog,
-			"SELECT count(*) FROM"
-			" (SELECT FROM @schema@.patients"
-			"   WHERE organization_id = $1 AND cliniko_patient_id > $2"
-			"     AND cliniko_patient_id <= $3 AND deleted_at IS NULL"
-			"   LIMIT $4) r", 4, types);
-	statement_execute(&count, values, NULL, false);
-	if (DatumGetInt64(statement_column(0, 1, &isnull)) == nlisted)
-		return;
-
-	values[3] = Int64GetDatum(Max(run_missing_limit(run) + 1 - run->state.missing, 0));
-	values[4] = record_ids(batch);
-	statement_prepare(&mark, catalog,
+	statement_prepare(&statement, catalog,
 			"UPDATE @schema@.patients p SET missing_sync_id = $6"
 			"  FROM (SELECT cliniko_patient_id"
 			"          FROM @schema@.patients"
@@ -426,7 +485,7 @@ mark_missing(const Catalog *catalog, BatchArg *batch, int nlisted)
 			"         ORDER BY cliniko_patient_id LIMIT $4) missing"
 			" WHERE p.organization_id = $1"
 			"   AND p.cliniko_patient_id = missing.cliniko_patient_id", 6, types);
-	run->state.missing += statement_execute(&mark, values, NULL, false);
+	run->state.missing += statement_execute(&statement, values, NULL, false);
 }
 
 /* Count the records that are as the table has them, and read those that are not. */
@@ -434,16 +493,18 @@ static int
 find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 {
 	Run		   *run = batch->run;
+	Known	   *known = palloc0(sizeof(Known) * Max(batch->nrecords, 1));
+	int			missing = batch->tells_missing ? look_through(catalog, batch, known) : -1;
 	int			nchanges = 0;
-	int			nlisted = 0;
-	bool		isnull;
 
-	look_up(catalog, batch);
+	if (missing < 0)
+		look_up(catalog, batch, known);
+	if (batch->tells_missing && missing != 0)
+		mark_missing(catalog, batch);
 	for (int i = 0; i < batch->nrecords; i++)
 	{
 		ClinikoRecord *record = &batch->records[i];
 		Change	   *change = &changes[nchanges];
-		bool		comparable = DatumGetBool(statement_column(i, 3, &isnull));
 
 		if (record->id == 0)
 		{
@@ -455,10 +516,9 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 		run->state.witness = record->id;
 		change->id = record->id;
 		change->hash = patient_hash(record->json);
-		change->known = DatumGetBool(statement_column(i, 1, &isnull));
-		change->restored = DatumGetBool(statement_column(i, 2, &isnull));
-		nlisted += change->known && !change->restored;
-		if (comparable && DatumGetInt64(statement_column(i, 4, &isnull)) == change->hash)
+		change->known = known[i].known;
+		change->restored = known[i].deleted;
+		if (known[i].comparable && known[i].hash == change->hash)
 		{
 			run->state.unchanged++;
 			continue;
@@ -473,8 +533,6 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 		}
 		nchanges++;
 	}
-	if (batch->tells_missing)
-		mark_missing(catalog, batch, nlisted);
 	return nchanges;
 }
 
@@ -501,9 +559,12 @@ describe_columns(void)
 	return columns;
 }
 
-/* Build the upsert from the columns. */
+/*
+ * Build the statement from the columns. Where no row is known, none is expected in
+ * the way: a plain INSERT spares each row a look and a second mark on its page.
+ */
 static char *
-upsert_sql(TupleDesc columns)
+upsert_sql(TupleDesc columns, bool all_new)
 {
 	StringInfoData names;
 	StringInfoData updates;
@@ -517,9 +578,9 @@ upsert_sql(TupleDesc columns)
 		appendStringInfo(&names, "%s, ", name);
 		appendStringInfo(&updates, "%s = excluded.%s, ", name, name);
 	}
-	return psprintf("INSERT INTO @schema@.patients AS p"
-					" (%s organization_id, first_synced_at, last_synced_at)"
-					" SELECT c.*, $1, $2, $2 FROM " CHANGES_RELATION " c"
+	if (all_new)
+		return psprintf(INSERT_ROWS, names.data);
+	return psprintf(INSERT_ROWS
 					" ON CONFLICT (organization_id, cliniko_patient_id) DO UPDATE"
 					" SET %s"
 					"     first_synced_at = coalesce(p.first_synced_at, excluded.first_synced_at),"
@@ -534,10 +595,12 @@ upsert_sql(TupleDesc columns)
  * values that are typed already need no parameters, arrays or JSON on the way.
  */
 static uint64
-upsert(const Catalog *catalog, const char *organization_id, Change *changes, int nchanges)
+upsert(const Catalog *catalog, const char *organization_id, Change *changes, int nchanges,
+	   bool all_new)
 {
-	static Statement statement;
+	static Statement statements[2];
 	static TupleDesc columns;
+	Statement  *statement = &statements[all_new];
 	Oid			types[] = {TEXTOID, TIMESTAMPTZOID};
 	Datum		args[] = {
 		CStringGetTextDatum(organization_id),
@@ -575,9 +638,9 @@ upsert(const Catalog *catalog, const char *organization_id, Change *changes, int
 	SPI_unregister_relation(CHANGES_RELATION);	/* an error may have left one */
 	if (SPI_register_relation(relation) != SPI_OK_REL_REGISTER)
 		elog(ERROR, "could not register the changed rows");
-	if (!statement_is_prepared(&statement, catalog))
-		statement_prepare(&statement, catalog, upsert_sql(columns), lengthof(types), types);
-	statement_execute(&statement, args, NULL, false);
+	if (!statement_is_prepared(statement, catalog))
+		statement_prepare(statement, catalog, upsert_sql(columns, all_new), lengthof(types), types);
+	statement_execute(statement, args, NULL, false);
 	SPI_unregister_relation(CHANGES_RELATION);
 	tuplestore_end(rows);
 	return SPI_processed;
@@ -613,7 +676,7 @@ upsert_alone(const Catalog *catalog, Run *run, Change *change)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		taken = upsert(catalog, run->organization_id, change, 1) == 1;
+		taken = upsert(catalog, run->organization_id, change, 1, false) == 1;
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
@@ -667,7 +730,11 @@ save_batch(const Catalog *catalog, void *arg)
 	else if (nchanges > 0)
 	{
 		/* a trigger may leave rows out without a word; find out which */
-		if (upsert(catalog, run->organization_id, changes, nchanges) != nchanges)
+		bool		all_new = true;
+
+		for (int i = 0; i < nchanges; i++)
+			all_new &= !changes[i].known;
+		if (upsert(catalog, run->organization_id, changes, nchanges, all_new) != nchanges)
 			ereport(ERROR,
 					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
 					 errmsg("rows were left out")));
