@@ -228,16 +228,18 @@ run_rate(const Run *run)
 
 /*
  * How many patients may be missing from Cliniko's list and yet be believed to
- * be deleted there: an error must never shrink the table.
+ * be deleted there: an error must never shrink the table. While the list is
+ * being stored, that goes by how long it is said to be.
  */
 int64
 run_missing_limit(const Run *run)
 {
 	int64		percent = clinisync_max_missing_percent;
+	int64		listed = Max(run->found, run_accounted(run));
 
 	/* of those that are listed and those that are missing, taken together */
 	return percent == 100 ? PG_INT64_MAX - 1
-		: Max(LEAST_MISSING_LIMIT, run_accounted(run) * percent / (100 - percent));
+		: Max(LEAST_MISSING_LIMIT, listed * percent / (100 - percent));
 }
 
 /* Raise the percentage to where the counters stand. */

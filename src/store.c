@@ -364,9 +364,9 @@ typedef struct Known
 
 /* What both ways of looking select, from column 1 on. */
 #define KNOWN_COLUMNS \
-	"cliniko_patient_id, deleted_at IS NOT NULL AS deleted," \
+	"cliniko_patient_id::bigint, deleted_at IS NOT NULL AS deleted," \
 	" record_hash IS NOT NULL AND deleted_at IS NULL AND missing_sync_id IS NULL AS comparable," \
-	" record_hash"
+	" record_hash::bigint"
 
 static void
 read_known(uint64 row, Known *known)
@@ -414,8 +414,9 @@ look_up(const Catalog *catalog, BatchArg *batch, Known *known)
 
 /*
  * Likewise, by reading the rows of the interval that the batch stands for, which is
- * one walk along the index. Answers how many of them it does not list, or -1, having
- * looked up nothing, where there are so many rows that they are not worth the walk.
+ * one walk along the index. Answers how many of them it does not list, but for those
+ * that a resumed run has counted already; or -1, having looked up nothing, where
+ * there are so many rows that they are not worth the walk.
  */
 static int
 look_through(const Catalog *catalog, BatchArg *batch, Known *known)
@@ -424,19 +425,21 @@ look_through(const Catalog *catalog, BatchArg *batch, Known *known)
 	int			most = 2 * batch->nrecords + 100;
 	int			missing = 0;
 	int			i = 0;
-	Oid			types[] = {TEXTOID, INT8OID, INT8OID, INT4OID};
+	Oid			types[] = {TEXTOID, INT8OID, INT8OID, INT4OID, INT8OID};
 	Datum		values[] = {
 		CStringGetTextDatum(batch->run->organization_id),
 		Int64GetDatum(batch->after_id),
 		Int64GetDatum(batch->last_id),
-		Int32GetDatum(most)
+		Int32GetDatum(most),
+		Int64GetDatum(batch->run->id)
 	};
 
 	statement_prepare(&statement, catalog,
 			"SELECT " KNOWN_COLUMNS
+			"       , deleted_at IS NULL AND missing_sync_id IS DISTINCT FROM $5 AS countable"
 			"  FROM @schema@.patients"
 			" WHERE organization_id = $1 AND cliniko_patient_id > $2 AND cliniko_patient_id <= $3"
-			" ORDER BY cliniko_patient_id LIMIT $4", 4, types);
+			" ORDER BY cliniko_patient_id LIMIT $4", 5, types);
 	if (statement_execute(&statement, values, NULL, false) == most)
 		return -1;
 	for (uint64 row = 0; row < SPI_processed; row++)
@@ -450,20 +453,49 @@ look_through(const Catalog *catalog, BatchArg *batch, Known *known)
 		if (i < batch->nrecords && batch->records[i].id == id)
 			read_known(row, &known[i]);
 		else
-			missing += !DatumGetBool(statement_column(row, 2, &isnull));
+			missing += DatumGetBool(statement_column(row, 5, &isnull));
 	}
 	return missing;
 }
 
+/* How many that are, where look_through() did not walk. */
+static int64
+count_missing(const Catalog *catalog, BatchArg *batch, const Known *known)
+{
+	static Statement statement;
+	Oid			types[] = {TEXTOID, INT8OID, INT8OID, INT8OID};
+	Datum		values[] = {
+		CStringGetTextDatum(batch->run->organization_id),
+		Int64GetDatum(batch->after_id),
+		Int64GetDatum(batch->last_id),
+		Int64GetDatum(batch->run->id)
+	};
+	int64		listed = 0;
+	bool		isnull;
+
+	for (int i = 0; i < batch->nrecords; i++)
+		listed += known[i].known && !known[i].deleted;
+	statement_prepare(&statement, catalog,
+			"SELECT count(*)"
+			"  FROM @schema@.patients"
+			" WHERE organization_id = $1 AND cliniko_patient_id > $2"
+			"   AND cliniko_patient_id <= $3 AND deleted_at IS NULL"
+			"   AND missing_sync_id IS DISTINCT FROM $4", 4, types);
+	statement_execute(&statement, values, NULL, false);
+	return DatumGetInt64(statement_column(0, 1, &isnull)) - listed;
+}
+
 /*
  * Note which rows of ours Cliniko does not list among a batch's ids. More than can
- * be believed need not be noted.
+ * be believed need not be noted, but are counted: how many can be is known only at
+ * the end.
  */
 static void
-mark_missing(const Catalog *catalog, BatchArg *batch)
+mark_missing(const Catalog *catalog, BatchArg *batch, int64 missing)
 {
 	static Statement statement;
 	Run		   *run = batch->run;
+	int64		marked;
 	Oid			types[] = {TEXTOID, INT8OID, INT8OID, INT8OID, INT8ARRAYOID, INT8OID};
 	Datum		values[] = {
 		CStringGetTextDatum(run->organization_id),
@@ -485,7 +517,8 @@ mark_missing(const Catalog *catalog, BatchArg *batch)
 			"         ORDER BY cliniko_patient_id LIMIT $4) missing"
 			" WHERE p.organization_id = $1"
 			"   AND p.cliniko_patient_id = missing.cliniko_patient_id", 6, types);
-	run->state.missing += statement_execute(&statement, values, NULL, false);
+	marked = statement_execute(&statement, values, NULL, false);
+	run->state.missing += Max(missing, marked);
 }
 
 /* Count the records that are as the table has them, and read those that are not. */
@@ -494,13 +527,16 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 {
 	Run		   *run = batch->run;
 	Known	   *known = palloc0(sizeof(Known) * Max(batch->nrecords, 1));
-	int			missing = batch->tells_missing ? look_through(catalog, batch, known) : -1;
+	int64		missing = batch->tells_missing ? look_through(catalog, batch, known) : -1;
 	int			nchanges = 0;
 
 	if (missing < 0)
+	{
 		look_up(catalog, batch, known);
-	if (batch->tells_missing && missing != 0)
-		mark_missing(catalog, batch);
+		missing = batch->tells_missing ? count_missing(catalog, batch, known) : 0;
+	}
+	if (missing > 0)
+		mark_missing(catalog, batch, missing);
 	for (int i = 0; i < batch->nrecords; i++)
 	{
 		ClinikoRecord *record = &batch->records[i];

@@ -154,6 +154,18 @@ $run = $db->sync('emptied');
 is_deeply([ $run->{status}, $run->{metadata}{deleted}, $db->stored('emptied') ],
 	[ 'completed', 0, 400 ], 'a list of nobody: nobody is deleted');
 
+# It makes no difference where in the list they are missing: how many can be
+# believed is a matter of the whole clinic, also before its first page is stored.
+$account = synced_clinic('front', patients => 600);
+$account->mutate(remove => [ ids($account, 0 .. 24) ]);
+is($db->sync('front')->{metadata}{deleted}, 25, 'the first 25 of 600: marked');
+$account->mutate(remove => [ ids($account, 0 .. 159) ]);
+$run = $db->sync('front');
+is(scalar @{ deleted('front') }, 25, 'the first 160 of 575: nobody is deleted');
+is($run->{metadata}{missing}, 160, 'the first 160 of 575: counted');
+like($run->{metadata}{errors}[0], qr/More than 21 patients are missing/,
+	'the first 160 of 575: the run says so');
+
 # A run that fails, one that is cancelled and one of changes mark nobody.
 $account = synced_clinic('partial', patients => 100);
 $account->mutate(remove => 10);
