@@ -168,8 +168,8 @@ organization_load(const Catalog *catalog, const char *org, Organization *loaded)
 	memset(loaded, 0, sizeof(*loaded));
 	add_text(&parameters, org);
 	if (execute_as_owner(catalog,
-						 "SELECT api_key_sealed, coalesce(sync_enabled, true), shard, name,"
-						 "       account_id"
+						 "SELECT api_key_sealed::bytea, coalesce(sync_enabled::boolean, true),"
+						 "       shard, name, account_id"
 						 "  FROM @schema@.cliniko_organizations"
 						 " WHERE organization_id = $1", &parameters, false) == 0)
 		return;
@@ -296,7 +296,7 @@ organization_reseal_all(const Catalog *catalog, int64 *resealed, int64 *unreadab
 	SET_LOCKTAG_ADVISORY(tag, InvalidOid, 0, LOCK_KEY_FILE, LOCK_SPACE);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	count = execute_as_owner(catalog,
-							 "SELECT organization_id, api_key_sealed"
+							 "SELECT organization_id, api_key_sealed::bytea"
 							 "  FROM @schema@.cliniko_organizations"
 							 " WHERE api_key_sealed IS NOT NULL"
 							 " ORDER BY organization_id FOR UPDATE", &none, false);

@@ -85,7 +85,7 @@ name_next(const Catalog *catalog, void *arg)
 	bool		isnull;
 
 	statement_prepare(&statement, catalog,
-			"SELECT cliniko_patient_id"
+			"SELECT cliniko_patient_id::bigint"
 			"  FROM @schema@.patients"
 			" WHERE organization_id = $1 AND cliniko_patient_id > $2"
 			"   AND (missing_sync_id = $3 OR $4) AND deleted_at IS NULL"

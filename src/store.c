@@ -11,6 +11,10 @@
  * SQLSTATE and the names of constraint and column, never the message: that may
  * hold a patient's data.
  *
+ * The tables' owner may change their columns' types, or put a view in a table's
+ * place. So what is read as of some type is cast to it, and never NULL where we
+ * do not look for that.
+ *
  * Statements are prepared once in a session. Memory: what a transaction needs
  * ends with it; results are copied to the context that the caller names.
  */
@@ -68,9 +72,9 @@ list_running(const Catalog *catalog, void *arg)
 
 	settings_refresh();
 	statement_prepare(&statement, catalog,
-			"SELECT id, organization_id"
+			"SELECT id::bigint, organization_id::text"
 			"  FROM @schema@.sync_logs"
-			" WHERE status = 'running'"
+			" WHERE status = 'running' AND id IS NOT NULL AND organization_id IS NOT NULL"
 			" ORDER BY id", 0, NULL);
 	statement_execute(&statement, NULL, NULL, false);
 
@@ -121,8 +125,9 @@ load_run(const Catalog *catalog, void *arg)
 	bool		isnull;
 
 	statement_prepare(&statement, catalog,
-			"SELECT l.operation_type, l.started_at, l.checkpoint::text, l.metadata::text,"
-			"       o.api_key_sealed, o.shard, o.account_id"
+			"SELECT coalesce(l.operation_type::text, ''), l.started_at::timestamptz,"
+			"       l.checkpoint::text, coalesce(l.metadata::text, '{}'),"
+			"       o.api_key_sealed::bytea, o.shard::text, o.account_id::text"
 			"  FROM @schema@.sync_logs l"
 			"  LEFT JOIN @schema@.cliniko_organizations o"
 			"         ON o.organization_id = l.organization_id"

@@ -403,6 +403,19 @@ is_completed('held_for_long', $account, 'held for long, started again');
 # worker is not busy with it, and it goes on by itself when that is undone.
 my $on_logs = q(CREATE FUNCTION hostile() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN %s; END $$;
 				CREATE TRIGGER hostile BEFORE UPDATE ON sync_logs FOR EACH ROW EXECUTE FUNCTION hostile());
+my $as_it_was = 'DROP VIEW sync_logs; ALTER TABLE kept RENAME TO sync_logs';
+
+# The owner puts a view in the place of the table of runs, whose columns have
+# the names that they had, but these other values.
+sub looks_like
+{
+	my (%values) = @_;
+	my $columns = join ', ', map { ($values{$_} // $_) . " AS $_" }
+	  qw(organization_id id operation_type status started_at completed_at records_processed
+	  records_success records_failed metadata error_details checkpoint updated_at);
+	return qq(SET ROLE keeper; ALTER TABLE sync_logs RENAME TO kept;
+			  CREATE VIEW sync_logs AS SELECT $columns FROM kept);
+}
 my %walls = (
 	raising => [ sprintf($on_logs, q(RAISE 'no')), $no_trigger, qr/could not be stored: SQLSTATE P0001/ ],
 	leaving_out => [ sprintf($on_logs, 'RETURN NULL'), $no_trigger, qr/cannot be updated, or has ended/ ],
@@ -419,6 +432,14 @@ my %walls = (
 		'REVOKE ALL ON SCHEMA public FROM PUBLIC, keeper',
 		'GRANT ALL ON SCHEMA public TO keeper; GRANT USAGE ON SCHEMA public TO PUBLIC',
 		qr/could not look for work: SQLSTATE 42501/
+	],
+	other_types => [
+		looks_like(organization_id => '1::bigint'), $as_it_was,
+		qr/could not take up sync \d+: SQLSTATE 42883/
+	],
+	no_values => [
+		looks_like(id => 'id + 1000', operation_type => 'NULL::text', metadata => 'NULL::jsonb'), $as_it_was,
+		qr/sync 10\d\d could not be stored: SQLSTATE \w{5}/
 	]);
 my (%walled, %accounts);
 for my $name (sort keys %walls)
@@ -456,6 +477,9 @@ for my $name (sort keys %walls)
 	is_completed($name, $accounts{$name}, $name, $walled{$name});
 	nobody_is_marked($walled{$name}, $name);
 }
+$walled{other_types}->sql('ALTER TABLE cliniko_organizations ALTER api_key_sealed TYPE bigint USING 1');
+unlike($walled{other_types}->refusal(q(SELECT cliniko_test_connection('other_types'))),
+	qr/server closed the connection/, 'other_types: a caller gets an answer, too');
 
 # Given tables whose owner is made subject to row-level security, when a
 # clinic is synced, then the worker sees what it has to.
