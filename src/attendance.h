@@ -10,7 +10,7 @@
 /* How the runs of a database are looked after. */
 typedef enum Attendance
 {
-	ATTENDED,					/* a worker is there and has seen them */
+	ATTENDED,					/* a worker is there, and has begun to look at them */
 	ABANDONED					/* the worker has ended before they had */
 } Attendance;
 

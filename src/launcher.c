@@ -197,7 +197,7 @@ note_stopped(Launcher *launcher)
 	}
 }
 
-/* A worker has seen the runs of a database. */
+/* A worker looks after the runs of a database. */
 static void
 note_attended(Launcher *launcher, Charge *charge)
 {

@@ -476,8 +476,8 @@ look_for_work(Worker *worker)
 
 	worker->look = false;
 	worker->look_at = 0;
-	if (result == TRANSACTION_DONE || result == TRANSACTION_UNINSTALLED)
-		report_attendance(worker);
+	/* also after a look that failed: it is repeated here, and the launcher need not wait */
+	report_attendance(worker);
 	if (result == TRANSACTION_UNINSTALLED)
 	{
 		/* the syncs find out for themselves; nobody else will for those in line */

@@ -14,6 +14,7 @@ use Test::More;
 my $db = Clinisync->new('main',
 	settings => "shared_preload_libraries = 'clinisync'\n"
 	  . "max_worker_processes = 8\n"
+	  . "max_prepared_transactions = 3\n"
 	  . "log_min_messages = debug1\n");
 my $node = $db->node;
 my @others = map { $db->new_database("db$_") } 1 .. 3;
@@ -88,6 +89,22 @@ my $start = -s $node->logfile;
 $db->terminate_worker;
 are_resumed('terminated', $db);
 wait_for_log(qr/LOG:  the clinisync worker of database "postgres" ended before its syncs had/, $start);
+
+# Given two databases whose runs nobody can read, since a prepared transaction
+# has them locked, when the server is restarted, then the others do not wait for
+# these, whichever they are; and these go on once they can be read.
+for my $places ([ 0, 1, 2, 3 ], [ 2, 3, 0, 1 ])
+{
+	my @locked = @all[ @$places[ 0, 1 ] ];
+	my @free = @all[ @$places[ 2, 3 ] ];
+
+	hold($_) for @all;
+	$_->sql("BEGIN; LOCK TABLE sync_logs; PREPARE TRANSACTION '" . $_->name . "'") for @locked;
+	$node->restart;
+	are_resumed('beside locked databases', @free);
+	$_->sql("COMMIT PREPARED '" . $_->name . "'") for @locked;
+	are_resumed('unlocked', @locked);
+}
 
 # Given a database that nobody can connect to any more, when the server is
 # restarted, then that is tried again and again, less and less often, and said
