@@ -428,13 +428,16 @@ report_attendance(Worker *worker)
 	worker->attends = true;
 }
 
-/* Tell the launcher if this process ends before its runs have. */
+/*
+ * Tell the launcher if this process ends before its runs have. One that was
+ * terminated does not know of those that callers are about to commit.
+ */
 static void
 report_abandonment(int code, Datum arg)
 {
 	Worker	   *worker = (Worker *) DatumGetPointer(arg);
 
-	if (worker->nsyncs > 0 || worker->look || worker->look_at)
+	if (code != 0 || worker->nsyncs > 0 || worker->look || worker->look_at)
 		attendance_report(ABANDONED);
 }
 
@@ -658,6 +661,7 @@ work(Worker *worker)
 		{
 			if (retire(worker))
 				return;
+			worker->only_looks = false; /* somebody is about to start a run */
 			worker->idle_since = GetCurrentTimestamp();
 		}
 

@@ -62,6 +62,15 @@ sub launchers
 					   WHERE backend_type = 'clinisync launcher'));
 }
 
+# How long a process has been busy, in hundredths of a second.
+sub processor_time
+{
+	my ($pid) = @_;
+	my @fields = split ' ', slurp_file("/proc/$pid/stat") =~ s/.*\)//sr;
+
+	return $fields[11] + $fields[12];
+}
+
 # Wait until a line is in the server log from some place on.
 sub wait_for_log
 {
@@ -105,6 +114,23 @@ for my $places ([ 0, 1, 2, 3 ], [ 2, 3, 0, 1 ])
 	$_->sql("COMMIT PREPARED '" . $_->name . "'") for @locked;
 	are_resumed('unlocked', @locked);
 }
+
+# Given a worker that waits for a caller's transaction to end, when it is
+# terminated, then another one waits, without being busy; and starts the run.
+my $late = $db->add_clinic('late', patients => 10);
+my $caller = $db->session;
+$caller->query_safe(q(BEGIN; SELECT cliniko_sync_all('late')));
+$db->wait_for_workers(1);
+$db->terminate_worker;
+$db->wait_for_workers(1);
+my $before = processor_time($db->worker_pid);
+$db->workers for 1 .. 30;
+cmp_ok(processor_time($db->worker_pid) - $before, '<', 20, 'waiting for a caller: not busy');
+$caller->query_safe('COMMIT');
+$caller->quit;
+$db->wait_for_runs('late');
+is($db->newest_run('late')->{status}, 'completed', 'waiting for a caller: completed');
+$db->sql('DELETE FROM patients; DELETE FROM sync_logs');
 
 # Given a database that nobody can connect to any more, when the server is
 # restarted, then that is tried again and again, less and less often, and said
