@@ -45,12 +45,8 @@
 #define PRUNED_AT_ONCE 100
 #define LOGS_KEPT 10
 
-/* What the upsert reads from, and how it begins. */
+/* What the upsert reads from. */
 #define CHANGES_RELATION "clinisync_changes"
-#define INSERT_ROWS \
-	"INSERT INTO @schema@.patients AS p" \
-	" (%s organization_id, first_synced_at, last_synced_at)" \
-	" SELECT c.*, $1, $2, $2 FROM " CHANGES_RELATION " c"
 
 /*
  * Listing and loading
@@ -600,12 +596,9 @@ describe_columns(void)
 	return columns;
 }
 
-/*
- * Build the statement from the columns. Where no row is known, none is expected in
- * the way: a plain INSERT spares each row a look and a second mark on its page.
- */
+/* Build the upsert from the columns. */
 static char *
-upsert_sql(TupleDesc columns, bool all_new)
+upsert_sql(TupleDesc columns)
 {
 	StringInfoData names;
 	StringInfoData updates;
@@ -619,9 +612,9 @@ upsert_sql(TupleDesc columns, bool all_new)
 		appendStringInfo(&names, "%s, ", name);
 		appendStringInfo(&updates, "%s = excluded.%s, ", name, name);
 	}
-	if (all_new)
-		return psprintf(INSERT_ROWS, names.data);
-	return psprintf(INSERT_ROWS
+	return psprintf("INSERT INTO @schema@.patients AS p"
+					" (%s organization_id, first_synced_at, last_synced_at)"
+					" SELECT c.*, $1, $2, $2 FROM " CHANGES_RELATION " c"
 					" ON CONFLICT (organization_id, cliniko_patient_id) DO UPDATE"
 					" SET %s"
 					"     first_synced_at = coalesce(p.first_synced_at, excluded.first_synced_at),"
@@ -636,12 +629,10 @@ upsert_sql(TupleDesc columns, bool all_new)
  * values that are typed already need no parameters, arrays or JSON on the way.
  */
 static uint64
-upsert(const Catalog *catalog, const char *organization_id, Change *changes, int nchanges,
-	   bool all_new)
+upsert(const Catalog *catalog, const char *organization_id, Change *changes, int nchanges)
 {
-	static Statement statements[2];
+	static Statement statement;
 	static TupleDesc columns;
-	Statement  *statement = &statements[all_new];
 	Oid			types[] = {TEXTOID, TIMESTAMPTZOID};
 	Datum		args[] = {
 		CStringGetTextDatum(organization_id),
@@ -679,9 +670,9 @@ upsert(const Catalog *catalog, const char *organization_id, Change *changes, int
 	SPI_unregister_relation(CHANGES_RELATION);	/* an error may have left one */
 	if (SPI_register_relation(relation) != SPI_OK_REL_REGISTER)
 		elog(ERROR, "could not register the changed rows");
-	if (!statement_is_prepared(statement, catalog))
-		statement_prepare(statement, catalog, upsert_sql(columns, all_new), lengthof(types), types);
-	statement_execute(statement, args, NULL, false);
+	if (!statement_is_prepared(&statement, catalog))
+		statement_prepare(&statement, catalog, upsert_sql(columns), lengthof(types), types);
+	statement_execute(&statement, args, NULL, false);
 	SPI_unregister_relation(CHANGES_RELATION);
 	tuplestore_end(rows);
 	return SPI_processed;
@@ -717,7 +708,7 @@ upsert_alone(const Catalog *catalog, Run *run, Change *change)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		taken = upsert(catalog, run->organization_id, change, 1, false) == 1;
+		taken = upsert(catalog, run->organization_id, change, 1) == 1;
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
@@ -771,11 +762,7 @@ save_batch(const Catalog *catalog, void *arg)
 	else if (nchanges > 0)
 	{
 		/* a trigger may leave rows out without a word; find out which */
-		bool		all_new = true;
-
-		for (int i = 0; i < nchanges; i++)
-			all_new &= !changes[i].known;
-		if (upsert(catalog, run->organization_id, changes, nchanges, all_new) != nchanges)
+		if (upsert(catalog, run->organization_id, changes, nchanges) != nchanges)
 			ereport(ERROR,
 					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
 					 errmsg("rows were left out")));
