@@ -27,8 +27,9 @@
  * run's own cursor (RunState) is where it resumes.
  *
  * Patients of ours that the list did not show are asked for by name before they
- * count as deleted. Each such request also names a patient that was listed, the
- * witness: an answer without it would come from a Cliniko that shows nobody.
+ * count as deleted. Each such request also names two patients that were listed, the
+ * witnesses: an answer without either would come from a Cliniko that shows nobody.
+ * (There are two because one may just be deleted.)
  *
  * This file decides, and neither fetches nor stores. Memory: in the run's
  * context.
@@ -377,7 +378,7 @@ enumeration_forget(Enumeration *list, const ClinikoPage *page, const ClinikoCurs
 int
 enumeration_most_named(const Enumeration *list)
 {
-	return Max(list->page_size - 1, 1);
+	return Max(list->page_size - (int) lengthof(list->run->state.witnesses), 1);
 }
 
 /* The URL of what is to be asked for next; palloc'ed. */
@@ -390,8 +391,11 @@ enumeration_url(const Enumeration *list, const ClinikoAccount *account)
 	if (list->cursor.part != CLINIKO_MISSING)
 		return cliniko_patients_url(account, &list->cursor, list->page_size);
 	memcpy(ids, list->named, sizeof(int64) * count);
-	if (list->run->state.witness != 0)
-		ids[count++] = list->run->state.witness;
+	for (int i = 0; i < lengthof(list->run->state.witnesses); i++)
+	{
+		if (list->run->state.witnesses[i] != 0)
+			ids[count++] = list->run->state.witnesses[i];
+	}
 	return cliniko_named_patients_url(account, ids, count);
 }
 
@@ -415,16 +419,21 @@ shows(const ClinikoPage *page, int64 id)
 bool
 enumeration_confirm(Enumeration *list, const ClinikoPage *page)
 {
-	int64		witness = list->run->state.witness;
+	const int64 *witnesses = list->run->state.witnesses;
 	int			expected = 0;
+	int			witnessed = 0;
 	int			kept = 0;
 
+	for (int i = 0; i < lengthof(list->run->state.witnesses); i++)
+		witnessed += witnesses[i] != 0 && shows(page, witnesses[i]);
+	/* by creation, a witness may be named as one of our rows as well */
 	for (int i = 0; i < list->nnamed; i++)
-		expected += shows(page, list->named[i]) && list->named[i] != witness;
-	expected += (witness != 0);
-	/* nobody twice, nobody else, and the witness */
+		expected += shows(page, list->named[i]) &&
+			list->named[i] != witnesses[0] && list->named[i] != witnesses[1];
+	expected += witnessed;
+	/* nobody twice, nobody else, and a witness */
 	if (page->nrecords != expected || page->total_entries != expected || page->has_next ||
-		has_duplicates(page) || (witness != 0 && !shows(page, witness)))
+		has_duplicates(page) || (witnesses[0] != 0 && witnessed == 0))
 		return false;
 	list->cursor.after_id = list->named[list->nnamed - 1];
 	for (int i = 0; i < list->nnamed; i++)

@@ -19,7 +19,7 @@ typedef enum PageFit
 	PAGE_DISORDER				/* the order of the list has hidden somebody */
 } PageFit;
 
-/* The most patients that one request names, the witness among them. */
+/* The most patients that one request names, the witnesses among them. */
 #define MOST_NAMED CLINIKO_MAX_PAGE_SIZE
 
 typedef struct Enumeration

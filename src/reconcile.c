@@ -42,7 +42,7 @@ begin(const Catalog *catalog, void *arg)
 				"   AND deleted_at IS NULL", 1, types);
 		statement_execute(&statement, values, NULL, false);
 		run->state.missing = Max(DatumGetInt64(statement_column(0, 1, &isnull)) -
-								 run_success(run), 0);
+								 run_success(run) - run->state.kept, 0);
 	}
 	store_write_progress(catalog, run);
 }

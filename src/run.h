@@ -48,7 +48,8 @@ typedef struct RunState
 	int64		missing;		/* rows of ours that Cliniko did not list; see run_missing_limit() */
 	int64		deleted;		/* among missing: Cliniko confirmed it */
 	int64		falls;			/* how often the size of the job fell; see enumeration.c */
-	int64		witness;		/* a patient that Cliniko did list, the last one; 0: nobody */
+	int64		kept;			/* among failed: the row that was there is still there */
+	int64		witnesses[2];	/* the last two patients that Cliniko did list; 0: nobody */
 	double		percent;		/* never falls */
 } RunState;
 

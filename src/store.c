@@ -550,7 +550,8 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 			continue;
 		}
 		run->state.archived += record->archived;
-		run->state.witness = record->id;
+		run->state.witnesses[1] = run->state.witnesses[0];
+		run->state.witnesses[0] = record->id;
 		change->id = record->id;
 		change->hash = patient_hash(record->json);
 		change->known = known[i].known;
@@ -564,6 +565,7 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 		if (change->row.bad_column)
 		{
 			run->state.failed++;
+			run->state.kept += known[i].known && !known[i].deleted;
 			run_add_error(run, "Patient ID " INT64_FORMAT ": %s has an impossible value",
 						  record->id, change->row.bad_column);
 			continue;
@@ -757,6 +759,8 @@ save_batch(const Catalog *catalog, void *arg)
 		{
 			if (upsert_alone(catalog, run, &changes[i]))
 				count_change(run, &changes[i]);
+			else
+				run->state.kept += changes[i].known && !changes[i].restored;
 		}
 	}
 	else if (nchanges > 0)

@@ -631,9 +631,10 @@ reconcile(Sync *sync)
 						"from Cliniko's list; none was marked as deleted",
 						run->id, run_missing_limit(run))));
 		run_add_error(run, "More than " INT64_FORMAT " patients are missing from Cliniko's list: "
-					  "that is not believed, and none was marked as deleted. If they were deleted "
+					  "that is not believed, and %s was marked as deleted. If they were deleted "
 					  "in Cliniko on purpose, raise clinisync.max_missing_percent, sync again, and "
-					  "set it back.", run_missing_limit(run));
+					  "set it back.", run_missing_limit(run),
+					  run->state.deleted > 0 ? "nobody else" : "none");
 		run->step = RUN_COMPLETED;
 	}
 	else if (run->state.missing == 0)

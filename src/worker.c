@@ -59,6 +59,7 @@
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -475,6 +476,7 @@ look_for_work(Worker *worker)
 {
 	StoreRunKey *keys;
 	int			nkeys;
+	int64		failed_id = 0;
 	TransactionResult result = store_list_running(CurrentMemoryContext, &keys, &nkeys);
 
 	worker->look = false;
@@ -513,9 +515,11 @@ look_for_work(Worker *worker)
 		}
 		else if (result != TRANSACTION_NOT_RUNNING)
 		{
-			report_failed_look(worker, keys[i].id);
+			failed_id = failed_id ? failed_id : keys[i].id;
 		}
 	}
+	if (failed_id != 0)
+		report_failed_look(worker, failed_id);
 	if (nkeys == 0)
 		worker->trouble = 0;
 	if (worker->look_at == 0)
@@ -553,8 +557,12 @@ give_turn(Worker *worker, Sync *sync)
 	}
 	PG_CATCH();
 	{
+		int			sqlstate = geterrcode();
+
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
+		ereport(LOG,
+				(errmsg("a sync broke off: SQLSTATE %s", unpack_sql_state(sqlstate))));
 		sync_break_off(sync);
 	}
 	PG_END_TRY();

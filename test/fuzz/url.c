@@ -73,7 +73,7 @@ fuzz_url(const char *data, size_t size)
 	if (size < 2)
 		return;
 	run = restore(fuzz_copy(data + 2, size - 2));
-	check_urls(account, run->state.cursor, run->state.witness, (const uint8 *) data);
+	check_urls(account, run->state.cursor, run->state.witnesses[0], (const uint8 *) data);
 
 	/* what a checkpoint says is what the next one says */
 	checkpoint = run_checkpoint(run);

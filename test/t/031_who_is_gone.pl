@@ -202,7 +202,31 @@ is_deeply([ $run->{status}, $run->{metadata}{deleted} ], [ 'completed', 15 ], 'r
 is(scalar @{ deleted('partial') }, 15, 'resumed: all of them');
 my @after = naming($account);
 is($after[3], $before[2], 'resumed: with the request that was under way');
-is($account->summary->{patients_requests}, 22, 'resumed: without the list');
+is($account->summary->{patients_requests}, 23, 'resumed: without the list');
+
+# When the last patient of the list is deleted just before those are asked for who
+# are missing, then the answer is believed all the same.
+$db->set(page_size => 25);
+$account = synced_clinic('fleeting', patients => 100);
+my @fleeting = ids($account, 10, 20, 99);
+$account->mutate(
+	remove => [ @fleeting[ 0, 1 ] ],
+	generate_on_request => { request => 5, remove => [ $fleeting[2] ] });
+$run = $db->sync('fleeting');
+is_deeply([ $run->{status}, $run->{metadata}{deleted}, $run->{metadata}{retries} ],
+	[ 'completed', 2, 0 ], 'fleeting: marked');
+$account->reset;
+is($db->sync('fleeting')->{metadata}{deleted}, 1, 'fleeting: and the last one with the next run');
+
+# Where the list is in the order of creation, rows whose changes are refused are
+# not taken for missing.
+$account = synced_clinic('refused', patients => 100, sort_by_id => 'rejected');
+$account->mutate(set => [ map { { id => "$_", fields => { date_of_birth => '2023-02-31' } } } ids($account, 0 .. 29) ]);
+$run = $db->sync('refused');
+is_deeply([ $run->{status}, $run->{records_failed}, $run->{metadata}{missing} ],
+	[ 'completed', 30, undef ], 'refused: nobody is missing');
+is(scalar naming($account), 0, 'refused: nobody is asked for');
+$db->set(page_size => 5);
 
 # Whatever ends the worker or the run at that step, nobody is marked who was not
 # confirmed to be gone, and the next run, or the same, marks all.
