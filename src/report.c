@@ -18,7 +18,11 @@
 #include "utils/timestamp.h"
 
 #include "report.h"
+#include "run.h"
 #include "statement.h"
+
+/* How many logs are counted at most: front ends poll, and histories grow. */
+#define MOST_COUNTED "10000"
 
 /* A moment as ISO 8601 in UTC, whatever the session's time zone; see append_time(). */
 #define UTC(moment) \
@@ -43,67 +47,120 @@ take_flag(void)
 	return DatumGetBool(statement_column(0, 2, &isnull));
 }
 
-static Datum
-nullable_text(const char *text, char *isnull)
+/* What logs can be asked for. */
+static const char *const log_statuses[] = {"running", "completed", "failed"};
+static const char *const log_types[] = {
+	OPERATION_FULL, OPERATION_INCREMENTAL, OPERATION_ACTIVE
+};
+
+/* The place of a word among some; their number if it is none of them, or NULL. */
+static int
+place_of(const char *word, const char *const *words, int nwords)
 {
-	*isnull = text ? ' ' : 'n';
-	return text ? CStringGetTextDatum(text) : (Datum) 0;
+	int			i = 0;
+
+	while (i < nwords && (word == NULL || strcmp(words[i], word) != 0))
+		i++;
+	return i;
+}
+
+/* Select an organization's newest logs of a status and a type; NULL: of any. */
+static void
+append_logs(StringInfo sql, const char *columns, const char *status, const char *type,
+			const char *limit)
+{
+	appendStringInfo(sql, "(SELECT %s FROM @schema@.sync_logs WHERE organization_id = $1",
+					 columns);
+	if (status)
+		appendStringInfo(sql, " AND status = '%s'", status);
+	if (type)
+		appendStringInfo(sql, " AND operation_type = '%s'", type);
+	appendStringInfo(sql, " ORDER BY id DESC LIMIT %s)", limit);
+}
+
+/*
+ * Likewise, those of a filter. Each part is read off the end of one index; logs
+ * of one type and any status are three parts, since each status has its own.
+ */
+static void
+append_filtered_logs(StringInfo sql, const char *columns, const LogFilter *filter,
+					 const char *limit)
+{
+	const char *type = filter->operation_type;
+
+	if (filter->status || type == NULL)
+	{
+		append_logs(sql, columns, filter->status, type, limit);
+		return;
+	}
+	appendStringInfoString(sql, "SELECT * FROM (");
+	for (int i = 0; i < lengthof(log_statuses); i++)
+	{
+		appendStringInfoString(sql, i > 0 ? " UNION ALL " : "");
+		append_logs(sql, columns, log_statuses[i], type, limit);
+	}
+	appendStringInfo(sql, ") parts ORDER BY id DESC LIMIT %s", limit);
+}
+
+/*
+ * Build the statement that lists logs. What is asked for is a constant in it, by
+ * which the planner knows how rare that is, and which partial index has it.
+ */
+static char *
+logs_sql(const LogFilter *filter)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "WITH newest AS (");
+	append_filtered_logs(&sql,
+						 "id, organization_id, operation_type, status, started_at,"
+						 " completed_at, records_processed, records_success,"
+						 " records_failed, metadata, error_details", filter, "$2");
+	appendStringInfoString(&sql, "), counted AS (SELECT count(*) AS total FROM (");
+	append_filtered_logs(&sql, "id", filter, MOST_COUNTED);
+	appendStringInfoString(&sql,
+						   ") matching),"
+						   " listed AS ("
+						   "    SELECT coalesce(bool_or(status = 'running'), false) AS running,"
+						   "           coalesce(jsonb_agg(jsonb_build_object("
+						   "               'id', id,"
+						   "               'organization_id', organization_id,"
+						   "               'operation_type', operation_type,"
+						   "               'status', status,"
+						   "               'started_at', " UTC("started_at") ","
+						   "               'completed_at', " UTC("completed_at") ","
+						   "               'records_processed', records_processed,"
+						   "               'records_success', records_success,"
+						   "               'records_failed', records_failed,"
+						   "               'metadata', metadata,"
+						   "               'error_details', error_details"
+						   "           ) ORDER BY id DESC), '[]') AS logs"
+						   "      FROM newest)"
+						   " SELECT jsonb_build_object("
+						   "            'organization_id', $1,"
+						   "            'logs', listed.logs,"
+						   "            'total_count', counted.total,"
+						   "            'has_more', counted.total > $2),"
+						   "        listed.running"
+						   "   FROM listed, counted");
+	return sql.data;
 }
 
 /* Tell of the newest runs, and whether one of them is running. */
 Datum
 report_logs(const Catalog *catalog, const char *org, const LogFilter *filter, bool *running)
 {
-	static Statement statement;
-	Oid			types[] = {TEXTOID, INT4OID, TEXTOID, TEXTOID};
-	char		nulls[] = "    ";
-	Datum		values[] = {
-		CStringGetTextDatum(org),
-		Int32GetDatum(filter->max_rows),
-		nullable_text(filter->status, &nulls[2]),
-		nullable_text(filter->operation_type, &nulls[3])
-	};
+	static Statement statements[lengthof(log_statuses) + 1][lengthof(log_types) + 1];
+	int			status = place_of(filter->status, log_statuses, lengthof(log_statuses));
+	int			type = place_of(filter->operation_type, log_types, lengthof(log_types));
+	Statement  *statement = &statements[status][type];
+	Oid			types[] = {TEXTOID, INT4OID};
+	Datum		values[] = {CStringGetTextDatum(org), Int32GetDatum(filter->max_rows)};
 
-	statement_prepare(&statement, catalog,
-					  "WITH newest AS ("
-					  "    SELECT id, organization_id, operation_type, status, started_at,"
-					  "           completed_at, records_processed, records_success,"
-					  "           records_failed, metadata, error_details"
-					  "      FROM @schema@.sync_logs"
-					  "     WHERE organization_id = $1"
-					  "       AND ($3 IS NULL OR status = $3)"
-					  "       AND ($4 IS NULL OR operation_type = $4)"
-					  "     ORDER BY id DESC LIMIT $2),"
-					  " counted AS ("
-					  "    SELECT count(*) AS total"
-					  "      FROM @schema@.sync_logs"
-					  "     WHERE organization_id = $1"
-					  "       AND ($3 IS NULL OR status = $3)"
-					  "       AND ($4 IS NULL OR operation_type = $4)),"
-					  " listed AS ("
-					  "    SELECT coalesce(bool_or(status = 'running'), false) AS running,"
-					  "           coalesce(jsonb_agg(jsonb_build_object("
-					  "               'id', id,"
-					  "               'organization_id', organization_id,"
-					  "               'operation_type', operation_type,"
-					  "               'status', status,"
-					  "               'started_at', " UTC("started_at") ","
-					  "               'completed_at', " UTC("completed_at") ","
-					  "               'records_processed', records_processed,"
-					  "               'records_success', records_success,"
-					  "               'records_failed', records_failed,"
-					  "               'metadata', metadata,"
-					  "               'error_details', error_details"
-					  "           ) ORDER BY id DESC), '[]') AS logs"
-					  "      FROM newest)"
-					  " SELECT jsonb_build_object("
-					  "            'organization_id', $1,"
-					  "            'logs', listed.logs,"
-					  "            'total_count', counted.total,"
-					  "            'has_more', counted.total > $2),"
-					  "        listed.running"
-					  "   FROM listed, counted", lengthof(types), types);
-	statement_execute(&statement, values, nulls, true);
+	if (!statement_is_prepared(statement, catalog))
+		statement_prepare(statement, catalog, logs_sql(filter), lengthof(types), types);
+	statement_execute(statement, values, NULL, true);
 	*running = take_flag();
 	return take_answer();
 }
@@ -135,15 +192,16 @@ report_status(const Catalog *catalog, const char *org, bool *running)
 					  "     WHERE organization_id = $1 AND status = 'completed'"
 					  "       AND operation_type = 'full_patients'"
 					  "     ORDER BY id DESC LIMIT 1),"
-					  " counts AS ("
-					  "    SELECT count(*) FILTER (WHERE deleted_at IS NULL) AS synced,"
-					  "           count(*) FILTER (WHERE deleted_at IS NULL"
-					  "                              AND archived_at IS NULL) AS active,"
-					  "           count(*) FILTER (WHERE deleted_at IS NULL"
-					  "                              AND archived_at IS NOT NULL) AS archived,"
-					  "           count(*) FILTER (WHERE deleted_at IS NOT NULL) AS deleted"
+					  " stored AS ("
+					  "    SELECT count(*) AS total"
 					  "      FROM @schema@.patients"
-					  "     WHERE organization_id = $1 AND cliniko_patient_id IS NOT NULL)"
+					  "     WHERE organization_id = $1 AND cliniko_patient_id IS NOT NULL),"
+					  /* few beside all of them, and in an index of their own */
+					  " not_active AS ("
+					  "    SELECT count(*) AS total, count(deleted_at) AS deleted"
+					  "      FROM @schema@.patients"
+					  "     WHERE organization_id = $1 AND cliniko_patient_id IS NOT NULL"
+					  "       AND (archived_at IS NOT NULL OR deleted_at IS NOT NULL))"
 					  " SELECT jsonb_build_object("
 					  "            'organization_id', $1,"
 					  "            'sync_status', coalesce(latest.status, 'never_synced'),"
@@ -158,19 +216,26 @@ report_status(const Catalog *catalog, const char *org, bool *running)
 					  "                                seconds / 60 % 60) END,"
 					  "            'patient_counts', jsonb_build_object("
 					  "                'total_in_cliniko', last_full.records_processed,"
-					  "                'synced_to_database', counts.synced,"
-					  "                'active', counts.active,"
-					  "                'archived', counts.archived,"
-					  "                'deleted', counts.deleted,"
+					  "                'synced_to_database', stored.total - not_active.deleted,"
+					  "                'active', stored.total - not_active.total,"
+					  "                'archived', not_active.total - not_active.deleted,"
+					  "                'deleted', not_active.deleted,"
 					  "                'success_rate', last_full.success_rate)),"
 					  "        coalesce(latest.status = 'running', false)"
-					  "   FROM counts"
+					  "   FROM stored CROSS JOIN not_active"
 					  "   LEFT JOIN latest ON true"
 					  "   LEFT JOIN last_completed ON true"
 					  "   LEFT JOIN last_full ON true", lengthof(types), types);
 	statement_execute(&statement, values, NULL, true);
 	*running = take_flag();
 	return take_answer();
+}
+
+static Datum
+nullable_text(const char *text, char *isnull)
+{
+	*isnull = text ? ' ' : 'n';
+	return text ? CStringGetTextDatum(text) : (Datum) 0;
 }
 
 /* What the caller typed is text to look for, not a pattern: make a pattern of it. */

@@ -85,7 +85,7 @@ ALTER TABLE patients DROP COLUMN pronouns, ADD COLUMN favourite_colour text DEFA
 ALTER TABLE sync_logs DROP COLUMN checkpoint;
 SELECT answer ->> 'message', jsonb_pretty(answer -> 'changes') FROM cliniko_setup() AS answer;
 ALTER TABLE patients DROP CONSTRAINT patients_org_cliniko_patient_unique;
-DROP INDEX sync_logs_one_running;
+DROP INDEX sync_logs_one_running, patients_not_active;
 SELECT answer ->> 'message', jsonb_pretty(answer -> 'changes') FROM cliniko_setup() AS answer;
 DROP TABLE sync_logs;
 SELECT jsonb_path_query(answer, '$.changes[*] ? (@ starts with "CREATE")') FROM cliniko_setup() AS answer;
@@ -282,6 +282,7 @@ ROLLBACK TO installed;
 -- names that something else has taken
 CREATE TABLE elsewhere (id int);
 CREATE INDEX sync_logs_one_running ON elsewhere (id);
+CREATE TABLE patients_not_active (id int);
 SELECT pg_temp.refusal();
 ROLLBACK TO installed;
 
@@ -292,7 +293,8 @@ INSERT INTO sync_logs (organization_id, operation_type, status) VALUES
 SELECT pg_temp.refusal();
 -- once they fit they are adopted, and stay adopted
 DELETE FROM sync_logs;
-SELECT answer ->> 'message' FROM cliniko_setup() AS answer;
+SELECT answer ->> 'message', jsonb_path_query(answer, '$.changes[*] ? (@ starts with "CREATE INDEX sync_logs_newest")')
+FROM cliniko_setup() AS answer;
 SELECT answer ->> 'message' FROM cliniko_setup() AS answer;
 ROLLBACK TO installed;
 
