@@ -343,12 +343,13 @@ changes_since(const Catalog *catalog, const char *org)
 						 "   AND (operation_type = '" OPERATION_FULL "'"
 						 "        OR operation_type = '" OPERATION_INCREMENTAL "'"
 						 "           AND records_failed = 0)"
-						 "   AND EXISTS (SELECT FROM @schema@.sync_logs l"
-						 "                 JOIN @schema@.cliniko_organizations o"
-						 "                USING (organization_id)"
-						 "                WHERE l.organization_id = $1 AND l.status = 'completed'"
-						 "                  AND l.operation_type = '" OPERATION_FULL "'"
-						 "                  AND l.started_at >= o.updated_at)"
+						 "   AND (SELECT l.started_at >= o.updated_at"
+						 "          FROM @schema@.sync_logs l"
+						 "          JOIN @schema@.cliniko_organizations o"
+						 "         USING (organization_id)"
+						 "         WHERE l.organization_id = $1 AND l.status = 'completed'"
+						 "           AND l.operation_type = '" OPERATION_FULL "'"
+						 "         ORDER BY l.id DESC LIMIT 1)"
 						 " ORDER BY id DESC LIMIT 1", &parameters, false) == 0)
 		return NULL;
 	return text_column(1);

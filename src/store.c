@@ -836,7 +836,7 @@ prune_logs(const Catalog *catalog, void *arg)
 	/* the oldest have the lowest ids, so a look at a few of these is enough */
 	statement_prepare(&statement, catalog,
 			"DELETE FROM @schema@.sync_logs"
-			" WHERE organization_id = $1 AND id IN"
+			" WHERE organization_id = $1 AND id = ANY (ARRAY"
 			"       (SELECT id"
 			"          FROM (SELECT id, status, started_at"
 			"                  FROM @schema@.sync_logs"
@@ -855,7 +855,7 @@ prune_logs(const Catalog *catalog, void *arg)
 			"               (SELECT id FROM @schema@.sync_logs"
 			"                 WHERE organization_id = $1 AND status = 'completed'"
 			"                   AND operation_type = '" OPERATION_FULL "'"
-			"                 ORDER BY id DESC LIMIT 1))", 2, types);
+			"                 ORDER BY id DESC LIMIT 1)))", 2, types);
 	prune->pruned = statement_execute(&statement, values, NULL, false);
 }
 
