@@ -80,7 +80,7 @@ help:
 	@echo '                   (SANITIZE=1: with sanitizers in the server)'
 	@echo 'make soak          try random accounts, faults and deaths for SECONDS=... (default: 600)'
 	@echo 'make fuzz          look for a minute for input from Cliniko that is read wrongly'
-	@echo 'make bench         measure speed and memory in a throwaway database'
+	@echo 'make bench         measure speed and memory beside other ways to do the same'
 	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
