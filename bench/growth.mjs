@@ -17,20 +17,23 @@ import { measureCopy, measureScript, saveRows } from './peers.mjs';
 /**
  * One measurement for each size, in the order given, by one worker; and one before them that nobody
  * counts, in which the worker starts. The simulator makes each page when it is asked for, whatever the
- * size: it could not keep the pages of the largest.
+ * size: it could not keep the pages of the largest, so it is made to forget those of the others.
  */
 export async function measureGrowth(simulator, sizes, onSize) {
   const results = [];
   for (const patients of [sizes[0], ...sizes]) {
     onSize(patients);
-    await openClinic(simulator, 'growing', { patients, warm: false });
-    await psql(DATABASE, EMPTY);
+    const prepare = async (statements) => {
+      await openClinic(simulator, 'growing', { patients, warm: false });
+      await psql(DATABASE, statements);
+    };
+    await prepare(EMPTY);
     const first = await measureSync('growing', patients, 'inserted');
     const expected = await checksum();
-    await psql(DATABASE, SETTLE);
+    await prepare(SETTLE);
     const unchanged = await measureSync('growing', patients, 'unchanged');
     await saveRows();
-    await psql(DATABASE, EMPTY);
+    await prepare(EMPTY);
     const script = await measureScript(simulator, 'growing', patients);
     if ((await checksum()) !== expected) fail('the script stored something else than the sync');
     await psql(DATABASE, EMPTY);

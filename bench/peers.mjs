@@ -129,7 +129,7 @@ export async function measurePeers(simulator, organization, patients, rounds, on
     await psql(DATABASE, prepare);
     const result = await work();
     const found = await checksum();
-    if (found !== expected) fail(`${work} left ${found}, not ${expected}`);
+    if (found !== expected) fail(`this left ${found}, a sync ${expected}`);
     return result;
   };
   const results = [];
