@@ -279,7 +279,7 @@ cliniko_named_patients_url(const ClinikoAccount *account, const int64 *ids, int 
 char *
 cliniko_account_url(const ClinikoAccount *account)
 {
-	return psprintf("%s/settings/public", account->api_url);
+	return psprintf("%s" CLINIKO_ACCOUNT_PATH, account->api_url);
 }
 
 /* Send a request as Cliniko wants it. */

@@ -61,6 +61,9 @@ typedef struct ClinikoAccount
 	char	   *user_agent;
 } ClinikoAccount;
 
+/* Where Cliniko tells which account a key belongs to. */
+#define CLINIKO_ACCOUNT_PATH "/settings/public"
+
 /* How many patients one page can have, so Cliniko. */
 #define CLINIKO_MAX_PAGE_SIZE 100
 

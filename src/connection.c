@@ -29,7 +29,7 @@ enum
 static const char *const paths[] = {
 	[ASK_ALL_PATIENTS] = "/patients?q%5B%5D=archived_at:*&per_page=1",
 	[ASK_ACTIVE_PATIENTS] = "/patients?per_page=1",
-	[ASK_ACCOUNT] = "/settings/public",
+	[ASK_ACCOUNT] = CLINIKO_ACCOUNT_PATH,
 	[ASK_USER] = "/user",
 };
 

@@ -642,7 +642,11 @@ reconcile(Sync *sync)
 	else if (!conclude(sync, reconcile_name_next(&sync->list)))
 		return;
 	else if (sync->list.nnamed == 0)
+	{
+		/* those who are not marked were not missing after all */
+		run->state.missing = run->state.deleted;
 		run->step = RUN_COMPLETED;
+	}
 	else
 		sync->patients = (Fetch) {.state = FETCH_DUE};
 }

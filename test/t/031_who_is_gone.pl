@@ -104,6 +104,7 @@ is($run->{status}, 'completed', 'hidden: completed');
 is_deeply(deleted('hidden'), [], 'hidden: nobody is deleted');
 is(scalar naming($account), 1, 'hidden: they were asked for');
 is($run->{metadata}{deleted}, 0, 'hidden: nobody is counted');
+ok(!exists $run->{metadata}{missing}, 'hidden: nobody is said to be missing');
 
 for my $lie (
 	[ 'shows nobody' => { patients => [], total_entries => 0, links => {} } ],
