@@ -17,6 +17,7 @@ OBJS = \
 	src/statement.o \
 	src/transaction.o \
 	src/run.o \
+	src/ranges.o \
 	src/enumeration.o \
 	src/store.o \
 	src/reconcile.o \

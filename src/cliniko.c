@@ -223,16 +223,17 @@ append_part(StringInfo url, const ClinikoCursor *cursor)
 /*
  * The URL of the next page of patients, archived ones included.
  *
- * By id is the way: every request asks for what comes after the last id, so a
+ * By id is the way: every request asks for one end of a range of ids, so a
  * patient that is added or removed meanwhile moves nobody to another page.
  * sort=id is a column name, as documented, but shown nowhere; by creation is
- * the way where Cliniko does not honour it. There too, a page asks for what
- * was created since the last one's last record. Only where more patients than
- * fit a page were created in one second, page numbers are needed, within that
- * second. To count, a page of one patient will do, whoever that is.
+ * the way where Cliniko does not honour it. There, a page asks for what was
+ * created since the last one's last record, and needs no range. Only where more
+ * patients than fit a page were created in one second, page numbers are needed,
+ * within that second. To count, a page of one patient will do, whoever that is.
  */
 char *
-cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor, int page_size)
+cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
+					 const ClinikoRange *range, ClinikoEnd end, int page_size)
 {
 	StringInfoData url;
 
@@ -244,9 +245,11 @@ cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
 		return url.data;
 	if (cursor->order == CLINIKO_BY_ID)
 	{
-		if (cursor->after_id > 0)
-			appendStringInfo(&url, "&q%%5B%%5D=id:%%3E" INT64_FORMAT, cursor->after_id);
-		appendStringInfoString(&url, "&sort=id:asc");
+		if (range->after_id > 0)
+			appendStringInfo(&url, "&q%%5B%%5D=id:%%3E" INT64_FORMAT, range->after_id);
+		if (range->below_id != PG_INT64_MAX)
+			appendStringInfo(&url, "&q%%5B%%5D=id:%%3C" INT64_FORMAT, range->below_id);
+		appendStringInfo(&url, "&sort=id:%s", end == CLINIKO_LOW_END ? "asc" : "desc");
 	}
 	else
 	{
@@ -365,38 +368,29 @@ cliniko_read_moment(JsonText value, char moment[CLINIKO_TIME_SIZE])
 	return true;
 }
 
-/* Note what the enumeration needs of a record. */
+/* Read the record that comes next, and note what the enumeration needs of it. */
 static void
-read_record(JsonText element, ClinikoRecord *record)
+read_record(JsonReader *reader, ClinikoRecord *record)
 {
-	JsonWalk	walk;
-	JsonText	key;
 	JsonText	value;
-	int			left = 3;
 
 	memset(record, 0, sizeof(*record));
-	if (!json_is_object(element))
-		return;
-	record->json = element;
-	json_walk(element, &walk);
-	while (left > 0 && json_next_member(&walk, &key, &value))
+	if (!json_read_object(reader, &record->json))
 	{
-		if (json_equals(key, "id"))
-		{
-			if (!json_int64(value, &record->id))
-				record->id = 0;
-			left--;
-		}
+		json_read_value(reader, &value);
+		return;
+	}
+	for (int i = 0; i < record->json.nmembers; i++)
+	{
+		JsonText	key = json_key(&record->json, i);
+
+		value = json_value(&record->json, i);
+		if (json_equals(key, "id") && !json_int64(value, &record->id))
+			record->id = 0;
 		else if (json_equals(key, "archived_at"))
-		{
 			record->archived = json_is_string(value) && !json_is_absent(value);
-			left--;
-		}
 		else if (json_equals(key, "created_at"))
-		{
 			cliniko_read_moment(value, record->created_at);
-			left--;
-		}
 	}
 }
 
@@ -407,14 +401,12 @@ read_record(JsonText element, ClinikoRecord *record)
 static bool
 read_records(JsonReader *reader, ClinikoPage *page)
 {
-	JsonText	element;
-
 	json_enter(reader, '[');
-	while (json_read_element(reader, &element))
+	while (json_has_element(reader))
 	{
 		if (page->nrecords == MOST_RECORDS)
 			return false;
-		read_record(element, &page->records[page->nrecords++]);
+		read_record(reader, &page->records[page->nrecords++]);
 	}
 	return true;
 }
@@ -427,13 +419,16 @@ read_records(JsonReader *reader, ClinikoPage *page)
 ClinikoPage *
 cliniko_parse_page(MemoryContext context, Transfer *transfer)
 {
-	MemoryContext old_context = MemoryContextSwitchTo(context);
+	MemoryContext page_context = AllocSetContextCreate(context, "clinisync page",
+													   ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(page_context);
 	ClinikoPage *page = palloc0(sizeof(ClinikoPage));
 	JsonReader	reader;
 	JsonText	key;
 	JsonText	value;
 	bool		has_list = false;
 
+	page->context = page_context;
 	page->total_entries = -1;
 	page->records = palloc(sizeof(ClinikoRecord) * MOST_RECORDS);
 	json_read(&reader, transfer->body, transfer->body_len);
@@ -510,6 +505,5 @@ void
 cliniko_free_page(ClinikoPage *page)
 {
 	free(page->body);
-	pfree(page->records);
-	pfree(page);
+	MemoryContextDelete(page->context);
 }

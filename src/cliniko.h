@@ -87,13 +87,31 @@ typedef enum ClinikoPart
 	CLINIKO_MISSING				/* by name: rows of ours that were not listed */
 } ClinikoPart;
 
+/* The ids between two others, without these. */
+typedef struct ClinikoRange
+{
+	int64		after_id;
+	int64		below_id;		/* PG_INT64_MAX: no upper end; 0: no range at all */
+} ClinikoRange;
+
+/* Where a range is listed from: its lowest ids first, or its highest. */
+typedef enum ClinikoEnd
+{
+	CLINIKO_LOW_END,
+	CLINIKO_HIGH_END
+} ClinikoEnd;
+
+/* Into how many ranges an enumeration by id may be divided at a time. */
+#define CLINIKO_MAX_RANGES 16
+
 /* Up to where an enumeration has come. */
 typedef struct ClinikoCursor
 {
 	ClinikoPart part;
 	char		changed_since[CLINIKO_TIME_SIZE];	/* empty: for everyone */
 	ClinikoOrder order;
-	int64		after_id;		/* by id, or missing: the last id that is done */
+	ClinikoRange ranges[CLINIKO_MAX_RANGES];	/* by id: what is not done */
+	int64		after_id;		/* by id: the highest id that is done; missing: the last one */
 	int64		before;			/* how many patients the parts before this one had */
 	bool		counting;		/* by id: not the next page, but how many there are */
 	char		since[CLINIKO_TIME_SIZE];	/* by creation: up to here all is done */
@@ -105,13 +123,14 @@ typedef struct ClinikoCursor
 typedef struct ClinikoRecord
 {
 	int64		id;				/* 0 where it is no int64 */
-	JsonText	json;			/* an object; of length 0 where the record is none */
+	JsonObject	json;			/* its text of length 0 where the record is none */
 	char		created_at[CLINIKO_TIME_SIZE];	/* empty where missing */
 	bool		archived;
 } ClinikoRecord;
 
 typedef struct ClinikoPage
 {
+	MemoryContext context;		/* holds the page and its records */
 	char	   *body;			/* malloc'ed; the records point into it */
 	int64		total_entries;	/* how many match, on all pages */
 	bool		has_next;
@@ -127,7 +146,7 @@ extern bool cliniko_error_retry_recommended(ClinikoError error);
 extern char *cliniko_parse_key(const char *input, char shard[CLINIKO_SHARD_SIZE]);
 extern ClinikoAccount *cliniko_account(const char *api_key, const char *shard);
 extern char *cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
-								  int page_size);
+								  const ClinikoRange *range, ClinikoEnd end, int page_size);
 extern char *cliniko_named_patients_url(const ClinikoAccount *account, const int64 *ids, int count);
 extern char *cliniko_account_url(const ClinikoAccount *account);
 extern Transfer *cliniko_get(Transport *transport, const ClinikoAccount *account,

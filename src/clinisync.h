@@ -27,6 +27,9 @@
 #define LOCK_START 2			/* worker.c */
 #define LOCK_KEY_FILE 3			/* organization.c; for the whole cluster */
 
+/* The most that clinisync.requests_in_flight can be. */
+#define MOST_REQUESTS_IN_FLIGHT 16
+
 /* settings.c: see settings_define() for units and ranges */
 extern char *clinisync_base_url;
 extern char *clinisync_vendor_name;
@@ -35,6 +38,7 @@ extern char *clinisync_ca_file;
 extern char *clinisync_key_file;
 extern int	clinisync_page_size;
 extern int	clinisync_batch_size;
+extern int	clinisync_requests_in_flight;
 extern int	clinisync_requests_per_minute;
 extern int	clinisync_request_timeout;
 extern int	clinisync_retry_window;

@@ -19,12 +19,14 @@
  * A run of changes asks for two sets of patients, one after the other
  * (ClinikoPart); the size of the job grows when the second is counted.
  *
- * There are two orders. By id is the way: a page begins behind the last id.
- * Where Cliniko does not honour sort=id, a run starts over by creation: a page
- * begins in the second in which the last one ended.
+ * There are two orders. By id is the way: several ranges of ids are listed side
+ * by side (ranges.c), and only when all have told how many patients they have it
+ * shows whether that agrees. Where Cliniko does not honour sort=id, a run starts
+ * over by creation: a page begins in the second in which the last one ended, so
+ * that only one can be asked for at a time.
  *
- * The cursor is ahead of what is stored by the page that is being stored; the
- * run's own cursor (RunState) is where it resumes.
+ * The cursor is ahead of what is stored by the pages that were taken and wait to
+ * be stored; the run's own cursor (RunState) is where it resumes.
  *
  * Patients of ours that the list did not show are asked for by name before they
  * count as deleted. Each such request also names two patients that were listed, the
@@ -48,41 +50,138 @@ enumeration_begin(Enumeration *list, Run *run, int page_size)
 	list->run = run;
 	list->cursor = run->state.cursor;
 	list->page_size = page_size;
+	ranges_begin(&list->ranges, &list->cursor, &run->state.cursor);
 }
 
 /* Cliniko does not honour sort=id: begin again, in the other order. */
 void
 enumeration_start_over(Enumeration *list)
 {
+	enumeration_drop(list);
 	run_start_over(list->run, CLINIKO_BY_CREATION);
-	list->cursor = list->run->state.cursor;
+	enumeration_begin(list, list->run, list->page_size);
 }
 
-/* Whether the ids rise strictly; by id, that is what "nobody is missed" means. */
+/* Whether what is asked for next depends on the last answer. */
 static bool
-ids_rise(const ClinikoPage *page, int64 after_id)
+one_by_one(const Enumeration *list)
 {
-	for (int i = 0; i < page->nrecords; i++)
-	{
-		if (page->records[i].id == 0)
-			continue;			/* unusable; it will be counted as failed */
-		if (page->records[i].id <= after_id)
-			return false;
-		after_id = page->records[i].id;
-	}
-	return true;
+	return list->cursor.order == CLINIKO_BY_CREATION || list->cursor.counting ||
+		list->cursor.part == CLINIKO_MISSING;
 }
 
-/* The last usable id of a page, or the one before the page. */
-static int64
-last_id(const ClinikoPage *page, int64 before)
+/* By id: where one more request is of use. */
+static bool
+choose(const Enumeration *list, RangePlace *place)
 {
-	for (int i = page->nrecords - 1; i >= 0; i--)
+	bool		size_unknown = list->run->found < 0 && list->cursor.part == CLINIKO_EVERYONE;
+
+	return ranges_choose(&list->ranges, list->page_size, size_unknown, place);
+}
+
+/* Whether there is something to ask for, beside what is under way. */
+bool
+enumeration_wants(const Enumeration *list)
+{
+	RangePlace	place;
+
+	return one_by_one(list) ? list->number == 0 : choose(list, &place);
+}
+
+/*
+ * Note that a request is sent; enumeration_url() tells which. Answers its number,
+ * by which it is known from now on; or 0 where there is nothing to ask for.
+ */
+int
+enumeration_ask(Enumeration *list)
+{
+	RangePlace	place;
+
+	if (!enumeration_wants(list))
+		return 0;
+	list->last_number++;
+	if (one_by_one(list))
 	{
-		if (page->records[i].id > 0)
-			return page->records[i].id;
+		list->number = list->last_number;
+		return list->number;
 	}
-	return before;
+	(void) choose(list, &place);
+	if (place.divide)
+	{
+		int			upper = ranges_divide(&list->ranges, place.range);
+
+		/* the pages that are from there */
+		for (int i = 0; i < list->ntaken; i++)
+		{
+			if (list->taken[i].range == place.range && list->taken[i].end == CLINIKO_HIGH_END)
+				list->taken[i].range = upper;
+		}
+	}
+	ranges_ask(&list->ranges, place.range, place.end, list->last_number);
+	return list->last_number;
+}
+
+/* How many records wait to be stored. */
+int
+enumeration_waiting(const Enumeration *list)
+{
+	int			waiting = 0;
+
+	for (int i = 0; i < list->ntaken; i++)
+		waiting += list->taken[i].page->nrecords - list->taken[i].done;
+	return waiting;
+}
+
+/*
+ * Whether another page may be taken before those that wait are stored: not if
+ * there are "most" records already, nor if it is of another list.
+ */
+bool
+enumeration_takes_more(const Enumeration *list, int most)
+{
+	bool		same_list = !one_by_one(list) &&
+		list->cursor.part == list->run->state.cursor.part;
+
+	return list->ntaken == 0 ||
+		(same_list && list->ntaken < MOST_TAKEN && enumeration_waiting(list) < most);
+}
+
+/* Keep a page until it is stored. */
+static void
+keep(Enumeration *list, ClinikoPage *page, int range, ClinikoEnd end)
+{
+	list->taken[list->ntaken++] = (TakenPage) {.page = page, .range = range, .end = end};
+}
+
+/* Drop the pages that wait. */
+void
+enumeration_drop(Enumeration *list)
+{
+	while (list->ntaken > 0)
+		cliniko_free_page(list->taken[--list->ntaken].page);
+}
+
+/* Whether the answer to a request is of any use yet. */
+bool
+enumeration_expects(const Enumeration *list, int number)
+{
+	int			range;
+	ClinikoEnd	end;
+
+	return number == list->number || ranges_find(&list->ranges, number, &range, &end);
+}
+
+/* A request has failed: what it was about is to be asked for again. */
+void
+enumeration_take_back(Enumeration *list, int number)
+{
+	int			range;
+	ClinikoEnd	end;
+
+	if (number == list->number)
+		list->number = 0;
+	else if (ranges_find(&list->ranges, number, &range, &end))
+		ranges_take_back(&list->ranges, range, end);
 }
 
 /* Whether created_at never falls, which enumerating by it needs. */
@@ -154,28 +253,36 @@ agrees(const Enumeration *list, const ClinikoPage *page, int64 found)
 	return page->nrecords > 0 || list->cursor.part != CLINIKO_EVERYONE;
 }
 
-/* By id: every page begins behind the last id, and ids rise strictly. */
+/*
+ * By id: the page moves an end of its range. How many patients there are is known
+ * when all ranges have told how many they have left; those that have none are
+ * done if that agrees.
+ */
 static PageFit
-fit_by_id(Enumeration *list, ClinikoPage *page)
+fit_by_id(Enumeration *list, int range, ClinikoEnd end, ClinikoPage *page)
 {
 	Run		   *run = list->run;
-	ClinikoCursor *cursor = &list->cursor;
-	int64		last = last_id(page, cursor->after_id);
-	int64		found = run_accounted(run) + Max(page->total_entries, page->nrecords);
-	bool		believed = agrees(list, page, found);
+	int64		found;
+	bool		believed;
 
-	if (!ids_rise(page, cursor->after_id))
+	if (!ranges_list(&list->ranges, range, end, page))
+	{
+		ranges_take_back(&list->ranges, range, end);
 		return PAGE_CONTRADICTION;
-	if (page->nrecords > 0 ? last == cursor->after_id
-		: page->total_entries > 0 || page->has_next)
-		return PAGE_CONTRADICTION;
-	cursor->after_id = last;
-	run->state.falls += found < run->found;
-	run->found = found;
+	}
+	keep(list, page, range, end);
+	for (int i = 0; i < page->nrecords; i++)
+		list->cursor.after_id = Max(list->cursor.after_id, page->records[i].id);
 	if (page->nrecords > 0)
 		list->recounts = 0;
-	return page->nrecords == page->total_entries && !page->has_next && believed
-		? PAGE_LAST : PAGE_MORE;
+	found = ranges_remaining(&list->ranges);
+	if (found < 0)
+		return PAGE_MORE;
+	found += run_accounted(run) + enumeration_waiting(list);
+	believed = agrees(list, page, found);
+	run->state.falls += found < run->found;
+	run->found = found;
+	return ranges_conclude(&list->ranges, believed) ? PAGE_LAST : PAGE_MORE;
 }
 
 /* By id, at the end: how many patients there are. */
@@ -188,7 +295,10 @@ fit_count(Enumeration *list, ClinikoPage *page)
 	page->nrecords = 0;			/* whoever it shows */
 	if (page->total_entries <= listed)
 		return PAGE_LAST;
-	return list->recounts++ == 0 ? PAGE_MORE : PAGE_DISORDER;
+	if (list->recounts++ > 0)
+		return PAGE_DISORDER;
+	ranges_open(&list->ranges, 0, list->cursor.after_id, PG_INT64_MAX);
+	return PAGE_MORE;
 }
 
 /* Count the patients of the pass through one second that were not in it yet. */
@@ -293,73 +403,141 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 
 /* Go on to what else is to be asked for. Answers false where that is nothing. */
 static bool
-next_part(Enumeration *list, const ClinikoPage *page)
+next_part(Enumeration *list)
 {
 	ClinikoCursor *cursor = &list->cursor;
 	ClinikoCursor next = {.part = CLINIKO_ARCHIVED, .order = cursor->order};
 
-	next.before = run_accounted(list->run) + page->nrecords;
+	next.before = run_accounted(list->run) + enumeration_waiting(list);
 	if (cursor->part != CLINIKO_UPDATED)
 		return false;
 	strlcpy(next.changed_since, cursor->changed_since, CLINIKO_TIME_SIZE);
 	*cursor = next;
+	ranges_open(&list->ranges, 0, 0, PG_INT64_MAX);
 	list->run->state.falls = 0;
 	return true;
 }
 
 /*
  * Move the cursor behind a page, if it can be what was asked for, and tell the
- * run how many patients there are.
+ * run how many patients there are. The page is the list's then, until it is stored.
  */
 PageFit
-enumeration_take(Enumeration *list, ClinikoPage *page)
+enumeration_take(Enumeration *list, int number, ClinikoPage *page)
 {
+	int			range;
+	ClinikoEnd	end;
 	PageFit		fit;
 
-	if (list->cursor.counting)
-		fit = fit_count(list, page);
-	else if (list->cursor.order == CLINIKO_BY_CREATION)
-		fit = fit_by_creation(list, page);
+	if (ranges_find(&list->ranges, number, &range, &end))
+	{
+		fit = fit_by_id(list, range, end, page);
+		list->cursor.counting = (fit == PAGE_LAST && list->run->state.falls > 0);
+	}
 	else
 	{
-		fit = fit_by_id(list, page);
-		list->cursor.counting = (fit == PAGE_LAST && list->run->state.falls > 0);
+		fit = list->cursor.counting ? fit_count(list, page) : fit_by_creation(list, page);
+		list->number = 0;
+		if (fit == PAGE_MORE || fit == PAGE_LAST)
+			keep(list, page, 0, CLINIKO_LOW_END);
 	}
 	if (list->cursor.counting)
 		return PAGE_MORE;
-	return fit == PAGE_LAST && next_part(list, page) ? PAGE_MORE : fit;
+	return fit == PAGE_LAST && next_part(list) ? PAGE_MORE : fit;
 }
 
-/*
- * The cursor behind some records of the page that was taken last, for the run
- * to resume there once they are stored. By creation, what is stored has to be
- * noted, since the next page may show it again; whoever calls this puts back
- * run->state when the records are not stored.
- */
-ClinikoCursor
-enumeration_pass(Enumeration *list, const ClinikoPage *page, int first, int count)
+/* By id: what of a range is done with some records that come from an end of it. */
+static ClinikoRange
+pass_range(ClinikoRange *range, ClinikoEnd end, const ClinikoRecord *records, int nrecords)
 {
-	Run		   *run = list->run;
-	ClinikoCursor cursor = run->state.cursor;
+	ClinikoRange before = *range;
 
-	for (int i = first; cursor.order == CLINIKO_BY_CREATION && i < first + count; i++)
+	for (int i = 0; i < nrecords; i++)
 	{
-		if (page->records[i].id > 0)
-			run_add_seen(run, page->records[i].id);
+		if (records[i].id == 0)
+			continue;
+		if (end == CLINIKO_LOW_END)
+			range->after_id = Max(range->after_id, records[i].id);
+		else
+			range->below_id = Min(range->below_id, records[i].id);
 	}
-	if (first + count == page->nrecords)
-		return list->cursor;
-	for (int i = first; cursor.order == CLINIKO_BY_ID && i < first + count; i++)
-		cursor.after_id = Max(cursor.after_id, page->records[i].id);
-	return cursor;
+	return end == CLINIKO_LOW_END
+		? (ClinikoRange) {before.after_id, range->after_id + 1}
+		: (ClinikoRange) {range->below_id - 1, before.below_id};
+}
+
+/* Add some records of a page. By creation, they have to be noted as seen. */
+static void
+pass_records(Enumeration *list, const TakenPage *taken, int count, Passage *passage)
+{
+	PassagePart *part = &passage->parts[passage->nparts++];
+	ClinikoCursor *cursor = &passage->cursor;
+	bool		by_id = cursor->order == CLINIKO_BY_ID;
+
+	/* from a range's high end, the last records come first */
+	part->records = taken->page->records +
+		(by_id && taken->end == CLINIKO_HIGH_END ? taken->page->nrecords - taken->done - count
+		 : taken->done);
+	part->nrecords = count;
+	passage->nrecords += count;
+	for (int i = 0; i < count; i++)
+	{
+		if (by_id)
+			cursor->after_id = Max(cursor->after_id, part->records[i].id);
+		else if (part->records[i].id > 0)
+			run_add_seen(list->run, part->records[i].id);
+	}
+	if (by_id)
+		part->told = pass_range(&cursor->ranges[taken->range], taken->end, part->records, count);
+}
+
+/* Everything that was taken is done: so are the ranges that were closed with it. */
+static void
+pass_closed_ranges(const Enumeration *list, Passage *passage)
+{
+	for (int i = 0; i < CLINIKO_MAX_RANGES; i++)
+	{
+		const ClinikoRange *range = &passage->cursor.ranges[i];
+
+		if (passage->tells_missing && range->below_id != 0 &&
+			list->cursor.ranges[i].below_id == 0)
+			passage->parts[passage->nparts++] = (PassagePart) {.told = *range};
+	}
+	passage->cursor = list->cursor;
 }
 
 /*
- * All of a page is stored. By creation: once the cursor has moved on in time,
- * only what was created in its very second can show again.
+ * Pass on up to "most" of the records that wait; and say where the run resumes
+ * behind them. Whoever calls this puts back run->state if they are not stored.
  */
 void
-enumeration_forget(Enumeration *list, const ClinikoPage *page, const ClinikoCursor *before)
+enumeration_pass(Enumeration *list, int most, Passage *passage)
+{
+	memset(passage, 0, sizeof(*passage));
+	passage->cursor = list->run->state.cursor;
+	/* in any other list, who is not shown may yet be there */
+	passage->tells_missing = passage->cursor.part == CLINIKO_EVERYONE &&
+		passage->cursor.order == CLINIKO_BY_ID;
+	for (int i = 0; i < list->ntaken; i++)
+	{
+		TakenPage  *taken = &list->taken[i];
+		int			left = taken->page->nrecords - taken->done;
+		int			count = Min(left, most - passage->nrecords);
+
+		pass_records(list, taken, count, passage);
+		if (count < left)
+			return;
+		passage->npages++;
+	}
+	pass_closed_ranges(list, passage);
+}
+
+/*
+ * By creation, all of a page is stored: once the cursor has moved on in time,
+ * only what was created in its very second can show again.
+ */
+static void
+forget_seen(Enumeration *list, const ClinikoPage *page, const ClinikoCursor *before)
 {
 	Run		   *run = list->run;
 
@@ -374,6 +552,21 @@ enumeration_forget(Enumeration *list, const ClinikoPage *page, const ClinikoCurs
 	}
 }
 
+/* What was passed on is stored. before: where the run would have resumed. */
+void
+enumeration_passed(Enumeration *list, const Passage *passage, const ClinikoCursor *before)
+{
+	for (int i = 0; i < passage->npages; i++)
+	{
+		forget_seen(list, list->taken[i].page, before);
+		cliniko_free_page(list->taken[i].page);
+	}
+	if (passage->npages < list->ntaken)
+		list->taken[passage->npages].done += passage->parts[passage->npages].nrecords;
+	list->ntaken -= passage->npages;
+	memmove(list->taken, list->taken + passage->npages, sizeof(TakenPage) * list->ntaken);
+}
+
 /* How many missing patients a request may name. */
 int
 enumeration_most_named(const Enumeration *list)
@@ -381,15 +574,23 @@ enumeration_most_named(const Enumeration *list)
 	return Max(list->page_size - (int) lengthof(list->run->state.witnesses), 1);
 }
 
-/* The URL of what is to be asked for next; palloc'ed. */
+/* The URL of a request; palloc'ed. */
 char *
-enumeration_url(const Enumeration *list, const ClinikoAccount *account)
+enumeration_url(const Enumeration *list, const ClinikoAccount *account, int number)
 {
 	int64		ids[MOST_NAMED];
 	int			count = list->nnamed;
+	int			range;
+	ClinikoEnd	end;
 
 	if (list->cursor.part != CLINIKO_MISSING)
-		return cliniko_patients_url(account, &list->cursor, list->page_size);
+	{
+		bool		by_id = ranges_find(&list->ranges, number, &range, &end);
+
+		return cliniko_patients_url(account, &list->cursor,
+									by_id ? &list->cursor.ranges[range] : NULL,
+									by_id ? end : CLINIKO_LOW_END, list->page_size);
+	}
 	memcpy(ids, list->named, sizeof(int64) * count);
 	for (int i = 0; i < lengthof(list->run->state.witnesses); i++)
 	{
@@ -417,13 +618,14 @@ shows(const ClinikoPage *page, int64 id)
  * be an answer to that.
  */
 bool
-enumeration_confirm(Enumeration *list, const ClinikoPage *page)
+enumeration_confirm(Enumeration *list, ClinikoPage *page)
 {
 	const int64 *witnesses = list->run->state.witnesses;
 	int			expected = 0;
 	int			witnessed = 0;
 	int			kept = 0;
 
+	list->number = 0;
 	for (int i = 0; i < lengthof(list->run->state.witnesses); i++)
 		witnessed += witnesses[i] != 0 && shows(page, witnesses[i]);
 	/* by creation, a witness may be named as one of our rows as well */
@@ -442,5 +644,6 @@ enumeration_confirm(Enumeration *list, const ClinikoPage *page)
 			list->named[kept++] = list->named[i];
 	}
 	list->nnamed = kept;
+	keep(list, page, 0, CLINIKO_LOW_END);
 	return true;
 }

@@ -7,10 +7,10 @@
  * object or an array only has to find the ends of values. Nothing is copied or
  * allocated until a value is wanted in another form.
  *
- * Why not jsonb_in: making jsonb of a page sorts, copies and aligns everything
- * in it, which costs more than storing the patients, and most of a page is
- * usually unchanged and not looked at at all. jsonb_in is used where jsonb is
- * what is wanted: for the columns of that type.
+ * Why not jsonb: making jsonb of a page sorts, copies and aligns everything in
+ * it, which costs more than storing the patients, and most of a page is usually
+ * unchanged and not looked at at all. It is made for the columns of that type
+ * alone, and of values that have been checked, which spares them jsonb_in's parser.
  *
  * What JSON allows and a text of PostgreSQL's cannot hold, \u0000 and halves of
  * surrogate pairs, is read as U+FFFD: one odd name must not cost a page.
@@ -45,28 +45,36 @@ skip_blanks(const char *at, const char *end)
  * answers the one behind its end, or NULL where it is not well-formed.
  */
 
+/* What does not simply stand for itself in a string. */
+static const bool special[256] = {
+	['\0'] = true, true, true, true, true, true, true, true,
+	true, true, true, true, true, true, true, true,
+	true, true, true, true, true, true, true, true,
+	true, true, true, true, true, true, true, true,
+	['"'] = true, ['\\'] = true
+};
+
 static const char *
 check_string(const char *at, const char *end)
 {
 	for (at++; at < end; at++)
 	{
+		if (!special[(unsigned char) *at])
+			continue;
 		if (*at == '"')
 			return at + 1;
-		if ((unsigned char) *at < ' ')
+		if (*at != '\\')
 			return NULL;
-		if (*at == '\\')
+		if (++at == end || strchr("\"\\/bfnrtu", *at) == NULL)
+			return NULL;
+		if (*at == 'u')
 		{
-			if (++at == end || strchr("\"\\/bfnrtu", *at) == NULL)
-				return NULL;
-			if (*at == 'u')
+			for (int i = 1; i <= 4; i++)
 			{
-				for (int i = 1; i <= 4; i++)
-				{
-					if (at + i >= end || !isxdigit((unsigned char) at[i]))
-						return NULL;
-				}
-				at += 4;
+				if (at + i >= end || !isxdigit((unsigned char) at[i]))
+					return NULL;
 			}
+			at += 4;
 		}
 	}
 	return NULL;
@@ -180,6 +188,7 @@ json_read(JsonReader *reader, const char *text, size_t len)
 
 	reader->at = valid ? skip_blanks(text, text + len) : NULL;
 	reader->end = text + len;
+	reader->behind = NULL;
 	reader->first = true;
 }
 
@@ -190,7 +199,10 @@ expect(JsonReader *reader, char character)
 	if (reader->at == NULL || reader->at >= reader->end || *reader->at != character)
 		reader->at = NULL;
 	else
-		reader->at = skip_blanks(reader->at + 1, reader->end);
+	{
+		reader->behind = reader->at + 1;
+		reader->at = skip_blanks(reader->behind, reader->end);
+	}
 }
 
 /* Go into the object or array that has to come next. */
@@ -230,6 +242,7 @@ json_read_value(JsonReader *reader, JsonText *value)
 	const char *end = reader->at ? check_value(reader->at, reader->end, 0) : NULL;
 
 	*value = (JsonText) {reader->at, end ? end - reader->at : 0};
+	reader->behind = end;
 	reader->at = end ? skip_blanks(end, reader->end) : NULL;
 }
 
@@ -246,14 +259,52 @@ json_read_key(JsonReader *reader, JsonText *key)
 	return reader->at != NULL;
 }
 
-/* The next element of the array entered last. */
+/* Whether the array entered last has another element; it has to be read next. */
 bool
-json_read_element(JsonReader *reader, JsonText *value)
+json_has_element(JsonReader *reader)
 {
-	if (!has_more(reader, ']'))
+	return has_more(reader, ']');
+}
+
+/* Room for the members of an object, at first and at most; a patient has 57. */
+#define FIRST_MEMBERS 64
+#define MOST_MEMBERS 1024
+
+/*
+ * The object that has to come next, with its members, palloc'ed; or without any
+ * where they are too many to be a record's. Answers false, having read nothing,
+ * where another value comes next.
+ */
+bool
+json_read_object(JsonReader *reader, JsonObject *object)
+{
+	const char *start = reader->at;
+	int			size = FIRST_MEMBERS;
+	JsonText	key;
+	JsonText	value;
+
+	if (start == NULL || start >= reader->end || *start != '{')
 		return false;
-	json_read_value(reader, value);
-	return reader->at != NULL;
+	*object = (JsonObject) {.members = palloc(sizeof(JsonMember) * size)};
+	json_enter(reader, '{');
+	while (json_read_key(reader, &key))
+	{
+		json_read_value(reader, &value);
+		if (object->nmembers == MOST_MEMBERS)
+			continue;
+		if (object->nmembers == size)
+		{
+			size *= 2;
+			object->members = repalloc(object->members, sizeof(JsonMember) * size);
+		}
+		object->members[object->nmembers++] = (JsonMember) {
+			key.at - start, key.len, value.at - start, value.len
+		};
+	}
+	if (object->nmembers == MOST_MEMBERS)
+		object->nmembers = 0;
+	object->text = (JsonText) {start, reader->behind - start};
+	return true;
 }
 
 /* Whether all of the text was read, and was well-formed. */
@@ -394,6 +445,19 @@ json_next_element(JsonWalk *walk, JsonText *value)
 		return false;
 	take_value(walk, value);
 	return true;
+}
+
+/* The key of a member, a string with its quotes. */
+JsonText
+json_key(const JsonObject *object, int i)
+{
+	return (JsonText) {object->text.at + object->members[i].key, object->members[i].key_len};
+}
+
+JsonText
+json_value(const JsonObject *object, int i)
+{
+	return (JsonText) {object->text.at + object->members[i].value, object->members[i].value_len};
 }
 
 /* Whether a string is this text, which needs no escapes. */
@@ -571,61 +635,95 @@ json_int64(JsonText value, int64 *result)
 	return parse_int64(value.at, value.len, result);
 }
 
-/*
- * Put characters other than ASCII where their escapes are: jsonb refuses some,
- * and where the database's encoding is SQL_ASCII, all of them. Answers the new
- * length, which is never larger.
- */
-static int
-resolve_escapes(char *text, int len)
+/* A value other than an object or an array, for jsonb. */
+static JsonbValue
+jsonb_scalar(JsonText value)
 {
-	const char *end = text + len;
-	const char *at = text;
-	char	   *to = text;
+	JsonbValue	scalar = {.type = jbvNull};
 
-	while (at < end)
+	if (json_is_string(value))
 	{
-		const char *start = at;
-		unsigned char utf8[8];
-		int			code = 0;
-
-		if (*at != '\\')
-			at++;
-		else if (at[1] != 'u')
-			at += 2;
-		else
-			code = read_unicode_escape(&at, end);
-		if (code > 0x7F)
-		{
-			unicode_to_utf8(code, utf8);
-			memcpy(to, utf8, pg_utf_mblen(utf8));
-			to += pg_utf_mblen(utf8);
-		}
-		else
-		{
-			memmove(to, start, at - start);
-			to += at - start;
-		}
+		scalar.type = jbvString;
+		scalar.val.string.val = palloc(value.len);
+		scalar.val.string.len = json_unescape(value, scalar.val.string.val);
+		/* no text that is read here is longer: see clinisync.max_response_size */
+		Assert(scalar.val.string.len <= JENTRY_OFFLENMASK);
 	}
-	return to - text;
+	else if (json_boolean(value, &scalar.val.boolean))
+		scalar.type = jbvBool;
+	else if (*value.at != 'n')
+	{
+		scalar.type = jbvNumeric;
+		scalar.val.numeric =
+			DatumGetNumeric(DirectFunctionCall3(numeric_in,
+												CStringGetDatum(pnstrdup(value.at, value.len)),
+												ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+	}
+	return scalar;
+}
+
+/* Make jsonb of a value that is an element, or the value of a key. */
+static JsonbValue *
+push_value(JsonbParseState **state, JsonText value, JsonbIteratorToken role)
+{
+	JsonWalk	walk;
+	JsonText	key;
+
+	if (json_is_object(value))
+	{
+		pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
+		json_walk(value, &walk);
+		while (json_next_member(&walk, &key, &value))
+		{
+			JsonbValue	name = jsonb_scalar(key);
+
+			pushJsonbValue(state, WJB_KEY, &name);
+			push_value(state, value, WJB_VALUE);
+		}
+		return pushJsonbValue(state, WJB_END_OBJECT, NULL);
+	}
+	else if (json_is_array(value))
+	{
+		pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
+		json_walk(value, &walk);
+		while (json_next_element(&walk, &value))
+			push_value(state, value, WJB_ELEM);
+		return pushJsonbValue(state, WJB_END_ARRAY, NULL);
+	}
+	else
+	{
+		JsonbValue	scalar = jsonb_scalar(value);
+
+		return pushJsonbValue(state, role, &scalar);
+	}
+}
+
+static Jsonb *
+make_jsonb(JsonText value)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue	scalar;
+
+	if (json_is_object(value) || json_is_array(value))
+		return JsonbValueToJsonb(push_value(&state, value, WJB_ELEM));
+	scalar = jsonb_scalar(value);
+	return JsonbValueToJsonb(&scalar);
 }
 
 /*
  * A value as jsonb, palloc'ed; NULL where jsonb does not take it, as for a
- * number beyond all bounds. Catching such an error of jsonb_in leaves nothing
- * behind but memory, because it looks at no catalog.
+ * number beyond all bounds. Catching such an error leaves nothing behind but
+ * memory, because no catalog is looked at.
  */
 Jsonb *
 json_to_jsonb(JsonText value)
 {
 	MemoryContext context = CurrentMemoryContext;
-	char	   *text = pnstrdup(value.at, value.len);
 	Jsonb	   *volatile json = NULL;
 
-	text[resolve_escapes(text, value.len)] = '\0';
 	PG_TRY();
 	{
-		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
+		json = make_jsonb(value);
 	}
 	PG_CATCH();
 	{
@@ -637,6 +735,5 @@ json_to_jsonb(JsonText value)
 		FlushErrorState();
 	}
 	PG_END_TRY();
-	pfree(text);
 	return json;
 }

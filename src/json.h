@@ -16,6 +16,23 @@ typedef struct JsonText
 	int			len;
 } JsonText;
 
+/* A member of an object, by offsets from the object's first character. */
+typedef struct JsonMember
+{
+	int			key;			/* with its quotes */
+	int			key_len;
+	int			value;
+	int			value_len;
+} JsonMember;
+
+/* An object with its members at hand. */
+typedef struct JsonObject
+{
+	JsonText	text;
+	JsonMember *members;
+	int			nmembers;
+} JsonObject;
+
 /* Where a walk through an object or an array is. */
 typedef struct JsonWalk
 {
@@ -28,6 +45,7 @@ typedef struct JsonReader
 {
 	const char *at;				/* NULL once something was not well-formed */
 	const char *end;
+	const char *behind;			/* what was read last, before blanks */
 	bool		first;			/* nothing was read in this object or array yet */
 } JsonReader;
 
@@ -35,9 +53,13 @@ extern bool json_check(const char *text, size_t len, JsonText *value);
 extern void json_read(JsonReader *reader, const char *text, size_t len);
 extern void json_enter(JsonReader *reader, char bracket);
 extern bool json_read_key(JsonReader *reader, JsonText *key);
-extern bool json_read_element(JsonReader *reader, JsonText *value);
+extern bool json_has_element(JsonReader *reader);
 extern void json_read_value(JsonReader *reader, JsonText *value);
+extern bool json_read_object(JsonReader *reader, JsonObject *object);
 extern bool json_read_end(JsonReader *reader);
+
+extern JsonText json_key(const JsonObject *object, int i);
+extern JsonText json_value(const JsonObject *object, int i);
 
 extern bool json_is_object(JsonText value);
 extern bool json_is_array(JsonText value);

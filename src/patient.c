@@ -164,9 +164,9 @@ patient_column_type(int column)
  * more, and no harm is done.
  */
 int64
-patient_hash(JsonText record)
+patient_hash(const JsonObject *record)
 {
-	return (int64) hash_bytes_extended((const unsigned char *) record.at, record.len,
+	return (int64) hash_bytes_extended((const unsigned char *) record->text.at, record->text.len,
 									   FIELD_MAP_VERSION);
 }
 
@@ -409,19 +409,17 @@ add_extra(StringInfo extra, JsonText key, JsonText value)
  * names its column.
  */
 void
-patient_read(JsonText record, PatientRow *row)
+patient_read(const JsonObject *record, PatientRow *row)
 {
 	StringInfoData extra = {0};
-	JsonWalk	walk;
-	JsonText	key;
-	JsonText	value;
 	int			likely = 0;
 
 	memset(row->nulls, true, sizeof(row->nulls));
 	row->bad_column = NULL;
-	json_walk(record, &walk);
-	while (json_next_member(&walk, &key, &value))
+	for (int i = 0; i < record->nmembers; i++)
 	{
+		JsonText	key = json_key(record, i);
+		JsonText	value = json_value(record, i);
 		int			field = find_field(key, likely);
 
 		likely = field + 1;
@@ -442,8 +440,7 @@ patient_read(JsonText record, PatientRow *row)
 	if (extra.len > 0)
 	{
 		appendStringInfoChar(&extra, '}');
-		value = (JsonText) {extra.data, extra.len};
-		if (read_json(value, &row->values[COLUMN_EXTRA]))
+		if (read_json((JsonText) {extra.data, extra.len}, &row->values[COLUMN_EXTRA]))
 			row->nulls[COLUMN_EXTRA] = false;
 		else
 			row->bad_column = patient_column_name(COLUMN_EXTRA);

@@ -22,7 +22,7 @@ typedef struct PatientRow
 extern int	patient_column_count(void);
 extern const char *patient_column_name(int column);
 extern Oid	patient_column_type(int column);
-extern int64 patient_hash(JsonText record);
-extern void patient_read(JsonText record, PatientRow *row);
+extern int64 patient_hash(const JsonObject *record);
+extern void patient_read(const JsonObject *record, PatientRow *row);
 
 #endif							/* CLINISYNC_PATIENT_H */

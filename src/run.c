@@ -86,6 +86,16 @@ counter(const Run *run, int i)
 	return (int64 *) ((char *) run + counters[i].offset);
 }
 
+/* Where an enumeration begins: with everyone, or with what changed since a moment. */
+static void
+begin_cursor(ClinikoCursor *cursor, const char *changed_since)
+{
+	memset(cursor, 0, sizeof(*cursor));
+	strlcpy(cursor->changed_since, changed_since, CLINIKO_TIME_SIZE);
+	cursor->part = changed_since[0] != '\0' ? CLINIKO_UPDATED : CLINIKO_EVERYONE;
+	cursor->ranges[0].below_id = PG_INT64_MAX;
+}
+
 /* Make a run of which nothing is known yet. */
 Run *
 run_create(MemoryContext parent)
@@ -97,6 +107,7 @@ run_create(MemoryContext parent)
 	run->context = context;
 	run->errors = MemoryContextAllocZero(context, sizeof(char *) * RUN_MAX_ERRORS);
 	run->found = -1;
+	begin_cursor(&run->state.cursor, "");
 	return run;
 }
 
@@ -194,15 +205,6 @@ run_fail(Run *run, ClinikoError error, const char *detail)
 	run->waiting_until = 0;
 	run->error_details = cliniko_error_details(error, detail);
 	MemoryContextSwitchTo(old_context);
-}
-
-/* Where an enumeration begins: with everyone, or with what changed since a moment. */
-static void
-begin_cursor(ClinikoCursor *cursor, const char *changed_since)
-{
-	memset(cursor, 0, sizeof(*cursor));
-	strlcpy(cursor->changed_since, changed_since, CLINIKO_TIME_SIZE);
-	cursor->part = changed_since[0] != '\0' ? CLINIKO_UPDATED : CLINIKO_EVERYONE;
 }
 
 /* Enumerate from the beginning, in another order: everything is counted anew. */
@@ -416,6 +418,39 @@ run_metadata(Run *run)
 	return json.data;
 }
 
+/*
+ * What is not done by id. Nothing need be said where that is simply whatever
+ * follows the highest id that is done.
+ */
+static void
+append_ranges(StringInfo json, const ClinikoCursor *cursor)
+{
+	const char *separator = "";
+	int			nranges = 0;
+	int			nfollowing = 0;
+
+	for (int i = 0; i < CLINIKO_MAX_RANGES; i++)
+	{
+		nranges += cursor->ranges[i].below_id != 0;
+		nfollowing += cursor->ranges[i].below_id == PG_INT64_MAX &&
+			cursor->ranges[i].after_id == cursor->after_id;
+	}
+	if (nranges == nfollowing)
+		return;
+	appendStringInfoString(json, ", \"ranges\": [");
+	for (int i = 0; i < CLINIKO_MAX_RANGES; i++)
+	{
+		const ClinikoRange *range = &cursor->ranges[i];
+
+		if (range->below_id == 0)
+			continue;
+		appendStringInfo(json, "%s[\"" INT64_FORMAT "\", \"" INT64_FORMAT "\"]",
+						 separator, range->after_id, range->below_id);
+		separator = ", ";
+	}
+	appendStringInfoChar(json, ']');
+}
+
 /* Where the run resumes, and with which counters: sync_logs.checkpoint. */
 char *
 run_checkpoint(const Run *run)
@@ -435,7 +470,9 @@ run_checkpoint(const Run *run)
 	}
 	appendStringInfo(&json, "\"order\": \"%s\", \"after_id\": \"" INT64_FORMAT "\"",
 					 cursor->order == CLINIKO_BY_ID ? "id" : "created_at", cursor->after_id);
-	if (cursor->order == CLINIKO_BY_CREATION)
+	if (cursor->order == CLINIKO_BY_ID)
+		append_ranges(&json, cursor);
+	else
 	{
 		/* no more is needed: with what was seen, the second's first page will do */
 		appendStringInfoString(&json, ", \"since\": ");
@@ -474,6 +511,35 @@ find_time(JsonText object, const char *key, char moment[CLINIKO_TIME_SIZE])
 	moment[0] = '\0';
 	if (json_find(object, key, &value))
 		cliniko_read_moment(value, moment);
+}
+
+/* Take over what is not done by id. */
+static void
+restore_ranges(ClinikoCursor *cursor, JsonText checkpoint)
+{
+	JsonText	list;
+	JsonText	pair;
+	JsonText	value;
+	JsonWalk	walk;
+	JsonWalk	bounds;
+	int			n = 0;
+
+	cursor->ranges[0].after_id = cursor->after_id;
+	if (!json_find(checkpoint, "ranges", &list) || !json_is_array(list))
+		return;
+	json_walk(list, &walk);
+	while (n < CLINIKO_MAX_RANGES && json_next_element(&walk, &pair))
+	{
+		ClinikoRange range;
+
+		if (!json_is_array(pair))
+			continue;
+		json_walk(pair, &bounds);
+		if (json_next_element(&bounds, &value) && json_int64(value, &range.after_id) &&
+			json_next_element(&bounds, &value) && json_int64(value, &range.below_id) &&
+			range.after_id >= 0 && range.after_id < range.below_id)
+			cursor->ranges[n++] = range;
+	}
 }
 
 /* Take over the errors that the run had met. */
@@ -522,6 +588,7 @@ run_restore(Run *run, const char *checkpoint, const char *metadata)
 	if (json_find(object, "order", &value) && json_equals(value, "created_at"))
 		cursor->order = CLINIKO_BY_CREATION;
 	cursor->after_id = find_int64(object, "after_id", 0);
+	restore_ranges(cursor, object);
 	find_time(object, "since", cursor->since);
 	if (json_find(object, "seen", &value) && json_is_array(value))
 	{

@@ -32,6 +32,7 @@ char	   *clinisync_ca_file;
 char	   *clinisync_key_file;
 int			clinisync_page_size;
 int			clinisync_batch_size;
+int			clinisync_requests_in_flight;
 int			clinisync_requests_per_minute;
 int			clinisync_request_timeout;
 int			clinisync_retry_window;
@@ -186,6 +187,11 @@ settings_define(void)
 							"How many patients a transaction stores at most.",
 							"Or a tenth of the run, where that is more.",
 							&clinisync_batch_size, 50, 1, 1000,
+							PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("clinisync.requests_in_flight",
+							"How many requests of a run may be under way at a time.",
+							"They ask for different ranges of patients, side by side.",
+							&clinisync_requests_in_flight, 4, 1, MOST_REQUESTS_IN_FLIGHT,
 							PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("clinisync.requests_per_minute",
 							"How many requests a run may send within any minute.",

@@ -324,11 +324,7 @@ store_end_all_farewell(ClinikoError error, const char *detail)
 typedef struct BatchArg
 {
 	Run		   *run;
-	ClinikoRecord *records;
-	int			nrecords;
-	bool		tells_missing;	/* whoever is not among the records, from just */
-	int64		after_id;		/* behind this id, */
-	int64		last_id;		/* to this one, was not listed */
+	const Passage *passage;
 	bool		one_by_one;
 } BatchArg;
 
@@ -344,13 +340,13 @@ typedef struct Change
 
 /* The ids of a batch's records, as an array. */
 static Datum
-record_ids(const BatchArg *batch)
+record_ids(const PassagePart *part)
 {
-	Datum	   *ids = palloc(sizeof(Datum) * Max(batch->nrecords, 1));
+	Datum	   *ids = palloc(sizeof(Datum) * Max(part->nrecords, 1));
 
-	for (int i = 0; i < batch->nrecords; i++)
-		ids[i] = Int64GetDatum(batch->records[i].id);
-	return PointerGetDatum(construct_array(ids, batch->nrecords, INT8OID, sizeof(int64),
+	for (int i = 0; i < part->nrecords; i++)
+		ids[i] = Int64GetDatum(part->records[i].id);
+	return PointerGetDatum(construct_array(ids, part->nrecords, INT8OID, sizeof(int64),
 										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
@@ -390,13 +386,13 @@ read_known(uint64 row, Known *known)
  * analysed. OFFSET 0 keeps it from making another kind of join of it.
  */
 static void
-look_up(const Catalog *catalog, BatchArg *batch, Known *known)
+look_up(const Catalog *catalog, const Run *run, const PassagePart *part, Known *known)
 {
 	static Statement statement;
 	Oid			types[] = {TEXTOID, INT8ARRAYOID};
 	Datum		values[] = {
-		CStringGetTextDatum(batch->run->organization_id),
-		record_ids(batch)
+		CStringGetTextDatum(run->organization_id),
+		record_ids(part)
 	};
 
 	statement_prepare(&statement, catalog,
@@ -409,7 +405,7 @@ look_up(const Catalog *catalog, BatchArg *batch, Known *known)
 			"        OFFSET 0) p ON true"
 			" ORDER BY wanted.place", 2, types);
 	statement_execute(&statement, values, NULL, false);
-	for (int i = 0; i < batch->nrecords; i++)
+	for (int i = 0; i < part->nrecords; i++)
 		read_known(i, &known[i]);
 }
 
@@ -420,26 +416,26 @@ look_up(const Catalog *catalog, BatchArg *batch, Known *known)
  * there are so many rows that they are not worth the walk.
  */
 static int
-look_through(const Catalog *catalog, BatchArg *batch, Known *known)
+look_through(const Catalog *catalog, const Run *run, const PassagePart *part, Known *known)
 {
 	static Statement statement;
-	int			most = 2 * batch->nrecords + 100;
+	int			most = 2 * part->nrecords + 100;
 	int			missing = 0;
 	int			i = 0;
 	Oid			types[] = {TEXTOID, INT8OID, INT8OID, INT4OID, INT8OID};
 	Datum		values[] = {
-		CStringGetTextDatum(batch->run->organization_id),
-		Int64GetDatum(batch->after_id),
-		Int64GetDatum(batch->last_id),
+		CStringGetTextDatum(run->organization_id),
+		Int64GetDatum(part->told.after_id),
+		Int64GetDatum(part->told.below_id),
 		Int32GetDatum(most),
-		Int64GetDatum(batch->run->id)
+		Int64GetDatum(run->id)
 	};
 
 	statement_prepare(&statement, catalog,
 			"SELECT " KNOWN_COLUMNS
 			"       , deleted_at IS NULL AND missing_sync_id IS DISTINCT FROM $5 AS countable"
 			"  FROM @schema@.patients"
-			" WHERE organization_id = $1 AND cliniko_patient_id > $2 AND cliniko_patient_id <= $3"
+			" WHERE organization_id = $1 AND cliniko_patient_id > $2 AND cliniko_patient_id < $3"
 			" ORDER BY cliniko_patient_id LIMIT $4", 5, types);
 	if (statement_execute(&statement, values, NULL, false) == most)
 		return -1;
@@ -449,9 +445,9 @@ look_through(const Catalog *catalog, BatchArg *batch, Known *known)
 		int64		id = DatumGetInt64(statement_column(row, 1, &isnull));
 
 		/* both are in the order of their ids, but for records without one */
-		while (i < batch->nrecords && batch->records[i].id < id)
+		while (i < part->nrecords && part->records[i].id < id)
 			i++;
-		if (i < batch->nrecords && batch->records[i].id == id)
+		if (i < part->nrecords && part->records[i].id == id)
 			read_known(row, &known[i]);
 		else
 			missing += DatumGetBool(statement_column(row, 5, &isnull));
@@ -461,26 +457,26 @@ look_through(const Catalog *catalog, BatchArg *batch, Known *known)
 
 /* How many that are, where look_through() did not walk. */
 static int64
-count_missing(const Catalog *catalog, BatchArg *batch, const Known *known)
+count_missing(const Catalog *catalog, const Run *run, const PassagePart *part, const Known *known)
 {
 	static Statement statement;
 	Oid			types[] = {TEXTOID, INT8OID, INT8OID, INT8OID};
 	Datum		values[] = {
-		CStringGetTextDatum(batch->run->organization_id),
-		Int64GetDatum(batch->after_id),
-		Int64GetDatum(batch->last_id),
-		Int64GetDatum(batch->run->id)
+		CStringGetTextDatum(run->organization_id),
+		Int64GetDatum(part->told.after_id),
+		Int64GetDatum(part->told.below_id),
+		Int64GetDatum(run->id)
 	};
 	int64		listed = 0;
 	bool		isnull;
 
-	for (int i = 0; i < batch->nrecords; i++)
+	for (int i = 0; i < part->nrecords; i++)
 		listed += known[i].known && !known[i].deleted;
 	statement_prepare(&statement, catalog,
 			"SELECT count(*)"
 			"  FROM @schema@.patients"
 			" WHERE organization_id = $1 AND cliniko_patient_id > $2"
-			"   AND cliniko_patient_id <= $3 AND deleted_at IS NULL"
+			"   AND cliniko_patient_id < $3 AND deleted_at IS NULL"
 			"   AND missing_sync_id IS DISTINCT FROM $4", 4, types);
 	statement_execute(&statement, values, NULL, false);
 	return DatumGetInt64(statement_column(0, 1, &isnull)) - listed;
@@ -492,18 +488,17 @@ count_missing(const Catalog *catalog, BatchArg *batch, const Known *known)
  * the end.
  */
 static void
-mark_missing(const Catalog *catalog, BatchArg *batch, int64 missing)
+mark_missing(const Catalog *catalog, Run *run, const PassagePart *part, int64 missing)
 {
 	static Statement statement;
-	Run		   *run = batch->run;
 	int64		marked;
 	Oid			types[] = {TEXTOID, INT8OID, INT8OID, INT8OID, INT8ARRAYOID, INT8OID};
 	Datum		values[] = {
 		CStringGetTextDatum(run->organization_id),
-		Int64GetDatum(batch->after_id),
-		Int64GetDatum(batch->last_id),
+		Int64GetDatum(part->told.after_id),
+		Int64GetDatum(part->told.below_id),
 		Int64GetDatum(Max(run_missing_limit(run) + 1 - run->state.missing, 0)),
-		record_ids(batch),
+		record_ids(part),
 		Int64GetDatum(run->id)
 	};
 
@@ -512,7 +507,7 @@ mark_missing(const Catalog *catalog, BatchArg *batch, int64 missing)
 			"  FROM (SELECT cliniko_patient_id"
 			"          FROM @schema@.patients"
 			"         WHERE organization_id = $1 AND cliniko_patient_id > $2"
-			"           AND cliniko_patient_id <= $3 AND deleted_at IS NULL"
+			"           AND cliniko_patient_id < $3 AND deleted_at IS NULL"
 			"           AND cliniko_patient_id <> ALL ($5)"
 			"           AND missing_sync_id IS DISTINCT FROM $6"
 			"         ORDER BY cliniko_patient_id LIMIT $4) missing"
@@ -522,25 +517,38 @@ mark_missing(const Catalog *catalog, BatchArg *batch, int64 missing)
 	run->state.missing += Max(missing, marked);
 }
 
-/* Count the records that are as the table has them, and read those that are not. */
-static int
-find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
+/*
+ * Look for what the table has of a part's records, and note who is missing from
+ * it. Answers an array with an entry for each record.
+ */
+static Known *
+find_known(const Catalog *catalog, Run *run, const PassagePart *part, bool tells_missing)
 {
-	Run		   *run = batch->run;
-	Known	   *known = palloc0(sizeof(Known) * Max(batch->nrecords, 1));
-	int64		missing = batch->tells_missing ? look_through(catalog, batch, known) : -1;
-	int			nchanges = 0;
+	Known	   *known = palloc0(sizeof(Known) * Max(part->nrecords, 1));
+	int64		missing = tells_missing ? look_through(catalog, run, part, known) : -1;
 
 	if (missing < 0)
 	{
-		look_up(catalog, batch, known);
-		missing = batch->tells_missing ? count_missing(catalog, batch, known) : 0;
+		look_up(catalog, run, part, known);
+		missing = tells_missing ? count_missing(catalog, run, part, known) : 0;
 	}
 	if (missing > 0)
-		mark_missing(catalog, batch, missing);
-	for (int i = 0; i < batch->nrecords; i++)
+		mark_missing(catalog, run, part, missing);
+	return known;
+}
+
+/*
+ * Count the records of a part that are as the table has them, and read those that
+ * are not. Answers how many that are.
+ */
+static int
+find_changes(Run *run, const PassagePart *part, const Known *known, Change *changes)
+{
+	int			nchanges = 0;
+
+	for (int i = 0; i < part->nrecords; i++)
 	{
-		ClinikoRecord *record = &batch->records[i];
+		const ClinikoRecord *record = &part->records[i];
 		Change	   *change = &changes[nchanges];
 
 		if (record->id == 0)
@@ -553,7 +561,7 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 		run->state.witnesses[1] = run->state.witnesses[0];
 		run->state.witnesses[0] = record->id;
 		change->id = record->id;
-		change->hash = patient_hash(record->json);
+		change->hash = patient_hash(&record->json);
 		change->known = known[i].known;
 		change->restored = known[i].deleted;
 		if (known[i].comparable && known[i].hash == change->hash)
@@ -561,7 +569,7 @@ find_changes(const Catalog *catalog, BatchArg *batch, Change *changes)
 			run->state.unchanged++;
 			continue;
 		}
-		patient_read(record->json, &change->row);
+		patient_read(&record->json, &change->row);
 		if (change->row.bad_column)
 		{
 			run->state.failed++;
@@ -750,9 +758,17 @@ save_batch(const Catalog *catalog, void *arg)
 {
 	BatchArg   *batch = arg;
 	Run		   *run = batch->run;
-	Change	   *changes = palloc(sizeof(Change) * Max(batch->nrecords, 1));
-	int			nchanges = find_changes(catalog, batch, changes);
+	const Passage *passage = batch->passage;
+	Change	   *changes = palloc(sizeof(Change) * Max(passage->nrecords, 1));
+	int			nchanges = 0;
 
+	for (int i = 0; i < passage->nparts; i++)
+	{
+		const PassagePart *part = &passage->parts[i];
+		Known	   *known = find_known(catalog, run, part, passage->tells_missing);
+
+		nchanges += find_changes(run, part, known, changes + nchanges);
+	}
 	if (batch->one_by_one)
 	{
 		for (int i = 0; i < nchanges; i++)
@@ -778,29 +794,18 @@ save_batch(const Catalog *catalog, void *arg)
 
 /*
  * Store some records and move the run's cursor behind them, in one
- * transaction. If it does not commit, the run is as it was. last: they end the
- * list.
+ * transaction. If it does not commit, the run is as it was.
  */
 TransactionResult
-store_save_batch(Run *run, ClinikoRecord *records, int nrecords, const ClinikoCursor *cursor,
-				 bool last)
+store_save_batch(Run *run, const Passage *passage)
 {
-	BatchArg	batch = {
-		.run = run,
-		.records = records,
-		.nrecords = nrecords,
-		/* in any other order, reconcile.c has to find them by itself */
-		.tells_missing = run->state.cursor.part == CLINIKO_EVERYONE &&
-			run->state.cursor.order == CLINIKO_BY_ID,
-		.after_id = run->state.cursor.after_id,
-		.last_id = last ? PG_INT64_MAX : cursor->after_id
-	};
+	BatchArg	batch = {.run = run, .passage = passage};
 	RunState	before = run->state;
 	TransactionResult result;
 
 	for (;;)
 	{
-		run->state.cursor = *cursor;
+		run->state.cursor = passage->cursor;
 		result = transaction_run(save_batch, &batch);
 		if (result == TRANSACTION_DONE)
 			return result;

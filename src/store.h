@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "cliniko.h"
+#include "enumeration.h"
 #include "run.h"
 #include "transaction.h"
 
@@ -55,8 +56,7 @@ extern TransactionResult store_save_account_id(Run *run, const char *account_id)
 extern TransactionResult store_save_progress(Run *run);
 extern TransactionResult store_save_farewell(Run *run);
 extern TransactionResult store_end_all_farewell(ClinikoError error, const char *detail);
-extern TransactionResult store_save_batch(Run *run, ClinikoRecord *records, int nrecords,
-									const ClinikoCursor *cursor, bool last);
+extern TransactionResult store_save_batch(Run *run, const Passage *passage);
 extern TransactionResult store_prune_logs(const Run *run, int *pruned);
 extern void store_write_progress(const Catalog *catalog, Run *run);
 

@@ -2,19 +2,21 @@
  * sync.c
  *		One run as a state machine.
  *
- * A run does two things at once: it fetches the next page while it stores the
- * current one. Each has its own small state, and they meet where a page that
- * has arrived is taken up, which happens only when the previous one is stored.
+ * A run does two things at once: it fetches pages, several of them side by side,
+ * while it stores others. They meet where a page that has arrived is taken up,
+ * which happens only while less than a batch waits to be stored.
  *
- *	fetching		event					becomes
- *	DUE				the time has come		UNDER_WAY	(a request is sent)
- *	UNDER_WAY		the transfer ended		ANSWERED
- *	ANSWERED		a page, more to come	DUE
- *	ANSWERED		the last page			FINISHED
- *	ANSWERED		a passing failure		DUE, later	(step "waiting")
- *	ANSWERED		any other failure		the run fails
- *	FINISHED		all pages are stored	DUE			(who is missing is asked for)
- *	FINISHED		nobody is missing		the run is completed
+ *	a request			event					becomes
+ *	wanted				no limit forbids it		under way	(of no more than are allowed)
+ *	under way			the transfer ended		answered
+ *	answered			a page, and its turn	taken up, and stored
+ *	answered			a passing failure		wanted, later	(step "waiting")
+ *	answered			any other failure		the run fails
+ *
+ *	the list			event					becomes
+ *	being fetched		its last page			fetched
+ *	fetched				all pages are stored	being fetched	(who is missing is asked for)
+ *	fetched				nobody is missing		the run is completed
  *
  * Which account the key belongs to is asked for at the same time, once, and
  * nothing is stored before that is known.
@@ -54,22 +56,23 @@
 
 #define MINUTE_US (60 * USECS_PER_SEC)
 
-typedef enum FetchState
+/* What is known of the account that the key belongs to. */
+typedef enum AccountCheck
 {
-	FETCH_DUE,
-	FETCH_UNDER_WAY,
-	FETCH_ANSWERED,
-	FETCH_FINISHED
-} FetchState;
+	ACCOUNT_UNKNOWN,
+	ACCOUNT_ASKED,
+	ACCOUNT_KNOWN
+} AccountCheck;
 
-/* Something that is asked of Cliniko, one request at a time. */
-typedef struct Fetch
+/* A request that is under way, or whose answer waits to be taken up. */
+typedef struct Request
 {
-	FetchState	state;
-	Transfer   *transfer;		/* while UNDER_WAY or ANSWERED */
-	TimestampTz at;				/* while DUE: not before this */
-	int			failures;		/* in a row */
-} Fetch;
+	Transfer   *transfer;
+	int			number;			/* the enumeration's, or ACCOUNT_REQUEST */
+	bool		answered;
+} Request;
+
+#define ACCOUNT_REQUEST 0
 
 struct Sync
 {
@@ -77,14 +80,19 @@ struct Sync
 	ClinikoAccount *account;
 	Transport  *transport;
 
-	Fetch		whose;			/* which account the key belongs to */
-	Fetch		patients;
-	Enumeration list;			/* which patients the next request asks for */
-	int			disorders;		/* pages whose ids did not rise */
+	Request		requests[MOST_REQUESTS_IN_FLIGHT];
+	int			nrequests;
+	int			most_requests;
+	TimestampTz ask_at;			/* ask for nothing before this, */
+	const char *ask_for;		/* waiting for what */
+	int			failures;		/* in a row */
 	TimestampTz progress_at;	/* when Cliniko last gave a page */
 
-	ClinikoPage *page;			/* being stored, or NULL */
-	int			next_record;
+	AccountCheck account_check;
+	Enumeration list;			/* which patients the next requests ask for */
+	bool		fetched;		/* all that the list says, for now */
+	int			disorders;		/* pages whose ids were not in order */
+
 	TimestampTz store_at;		/* not before this */
 	int			store_failures;	/* transactions in a row that met a busy database */
 	TimestampTz busy_since;		/* when the first of them did */
@@ -99,13 +107,41 @@ struct Sync
 	int			sent_next;
 };
 
+/* Take a request out of those under way. The caller releases its transfer. */
+static Request
+remove_request(Sync *sync, int i)
+{
+	Request		request = sync->requests[i];
+
+	sync->nrequests--;
+	memmove(&sync->requests[i], &sync->requests[i + 1],
+			sizeof(Request) * (sync->nrequests - i));
+	return request;
+}
+
+/* Drop the requests whose answers are of no use any more. */
+static void
+drop_requests(Sync *sync)
+{
+	for (int i = sync->nrequests - 1; i >= 0; i--)
+	{
+		int			number = sync->requests[i].number;
+		bool		wanted = number == ACCOUNT_REQUEST ||
+			(!sync->fetched && enumeration_expects(&sync->list, number));
+
+		if (!wanted)
+			transfer_release(sync->transport, remove_request(sync, i).transfer);
+	}
+}
+
 /* Ask for nothing more. */
 static void
-stop_fetching(Sync *sync, Fetch *fetch)
+stop_fetching(Sync *sync)
 {
-	if (fetch->transfer)
-		transfer_release(sync->transport, fetch->transfer);
-	*fetch = (Fetch) {.state = FETCH_FINISHED};
+	while (sync->nrequests > 0)
+		transfer_release(sync->transport, remove_request(sync, 0).transfer);
+	sync->account_check = ACCOUNT_KNOWN;
+	sync->fetched = true;
 }
 
 static void
@@ -115,13 +151,8 @@ fail(Sync *sync, ClinikoError error, const char *detail)
 	ereport(LOG,
 			(errmsg("sync " INT64_FORMAT " has failed: %s",
 					sync->run->id, cliniko_error_code(error))));
-	if (sync->page)
-	{
-		cliniko_free_page(sync->page);
-		sync->page = NULL;
-	}
-	stop_fetching(sync, &sync->whose);
-	stop_fetching(sync, &sync->patients);
+	enumeration_drop(&sync->list);
+	stop_fetching(sync);
 	sync->store_at = 0;
 }
 
@@ -248,8 +279,8 @@ sync_begin(MemoryContext parent, const StoreRunKey *key, Transport *transport,
 	sync->transport = transport;
 	enumeration_begin(&sync->list, run, clinisync_page_size);
 	/* a run that was reconciling goes on with those that are missing */
-	if (sync->list.cursor.part == CLINIKO_MISSING)
-		stop_fetching(sync, &sync->patients);
+	sync->fetched = sync->list.cursor.part == CLINIKO_MISSING;
+	sync->most_requests = clinisync_requests_in_flight;
 	sync->progress_at = run->began_at = GetCurrentTimestamp();
 	sync->sent_size = clinisync_requests_per_minute;
 	if (sync->sent_size > 0)
@@ -265,10 +296,8 @@ sync_begin(MemoryContext parent, const StoreRunKey *key, Transport *transport,
 void
 sync_free(Sync *sync)
 {
-	if (sync->page)
-		cliniko_free_page(sync->page);
-	stop_fetching(sync, &sync->whose);
-	stop_fetching(sync, &sync->patients);
+	enumeration_drop(&sync->list);
+	stop_fetching(sync);
 	run_free(sync->run);
 }
 
@@ -315,56 +344,88 @@ allowed_at(const Sync *sync)
 	return oldest > 0 ? oldest + MINUTE_US : 0;
 }
 
+/* Nothing is being done until a moment: say so, and why, unless that was said. */
 static void
-wait_until(Sync *sync, Fetch *fetch, TimestampTz moment, const char *reason)
+show_waiting(Sync *sync, TimestampTz until, const char *reason)
 {
 	Run		   *run = sync->run;
 
-	fetch->state = FETCH_DUE;
-	fetch->at = moment;
+	if (sync->list.ntaken > 0 || sync->nrequests > 0 ||
+		(run->step == RUN_WAITING && run->waiting_until == until))
+		return;
 	run->step = RUN_WAITING;
-	run->waiting_until = moment;
+	run->waiting_until = until;
 	run->waiting_for = reason;
 	(void) save_progress(sync);
 }
 
-/* Send a request if it is due, unless a limit says to wait. */
-static void
-send_request(Sync *sync, Fetch *fetch)
+/* Whether there is something to ask for, if it may be done at this time. */
+static bool
+has_to_ask(const Sync *sync)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz allowed = allowed_at(sync);
+	return sync->nrequests < sync->most_requests &&
+		(sync->account_check == ACCOUNT_UNKNOWN ||
+		 (!sync->fetched && enumeration_wants(&sync->list)));
+}
+
+static void
+send_request(Sync *sync)
+{
+	Request    *request = &sync->requests[sync->nrequests];
 	char	   *url;
 
-	if (sync->ended || fetch->state != FETCH_DUE || now < fetch->at)
-		return;
-	if (now < allowed)
+	if (sync->account_check == ACCOUNT_UNKNOWN)
 	{
-		/* while there is a page to store, that is what the run does */
-		if (sync->page == NULL && allowed - now >= VISIBLE_PAUSE_MS * 1000)
-			wait_until(sync, fetch, allowed, "the limit of clinisync.requests_per_minute");
-		else
-			fetch->at = allowed;
-		return;
+		request->number = ACCOUNT_REQUEST;
+		sync->account_check = ACCOUNT_ASKED;
+		url = cliniko_account_url(sync->account);
 	}
-	if (sync->sent_size > 0)
+	else
 	{
-		sync->sent[sync->sent_next] = now;
-		sync->sent_next = (sync->sent_next + 1) % sync->sent_size;
+		request->number = enumeration_ask(&sync->list);
+		url = enumeration_url(&sync->list, sync->account, request->number);
 	}
-	url = fetch == &sync->whose ? cliniko_account_url(sync->account)
-		: enumeration_url(&sync->list, sync->account);
-	fetch->transfer = cliniko_get(sync->transport, sync->account, url, sync);
-	fetch->state = FETCH_UNDER_WAY;
+	request->answered = false;
+	request->transfer = cliniko_get(sync->transport, sync->account, url, sync);
+	sync->nrequests++;
 	pfree(url);
 }
 
+/* Send all requests that are of use and due, unless a limit says to wait. */
+static void
+send_requests(Sync *sync)
+{
+	while (!sync->ended && !ending(sync) && has_to_ask(sync))
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz allowed = allowed_at(sync);
+
+		if (now < sync->ask_at)
+		{
+			show_waiting(sync, sync->ask_at, sync->ask_for);
+			return;
+		}
+		if (now < allowed)
+		{
+			if (allowed - now >= VISIBLE_PAUSE_MS * 1000)
+				show_waiting(sync, allowed, "the limit of clinisync.requests_per_minute");
+			return;
+		}
+		if (sync->sent_size > 0)
+		{
+			sync->sent[sync->sent_next] = now;
+			sync->sent_next = (sync->sent_next + 1) % sync->sent_size;
+		}
+		send_request(sync);
+	}
+}
+
 /*
- * Try again after a pause, or give up when clinisync.retry_window has passed
+ * Ask again after a pause, or give up when clinisync.retry_window has passed
  * without a page. wait_ms: what Cliniko asked for, or 0.
  */
 static void
-try_again(Sync *sync, Fetch *fetch, ClinikoError error, long wait_ms, const char *detail)
+try_again(Sync *sync, int number, ClinikoError error, long wait_ms, const char *detail)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz give_up_at = sync->progress_at + clinisync_retry_window * USECS_PER_SEC;
@@ -374,18 +435,25 @@ try_again(Sync *sync, Fetch *fetch, ClinikoError error, long wait_ms, const char
 		fail(sync, error, detail);
 		return;
 	}
+	if (number == ACCOUNT_REQUEST)
+		sync->account_check = ACCOUNT_UNKNOWN;
+	else
+		enumeration_take_back(&sync->list, number);
 	sync->run->retries++;
 	if (wait_ms == 0)
 	{
-		double		backoff = FIRST_BACKOFF_MS * (double) (1 << Min(fetch->failures, 10));
+		double		backoff = FIRST_BACKOFF_MS * (double) (1 << Min(sync->failures, 10));
 
+		/* of requests side by side, the first that fails decides on the pause */
+		if (now < sync->ask_at)
+			return;
 		backoff = Min(backoff, LONGEST_BACKOFF_MS);
 		wait_ms = (long) (backoff * (0.5 + 0.5 * pg_prng_double(&pg_global_prng_state)));
 	}
-	fetch->failures++;
-	wait_until(sync, fetch, Min(now + (TimestampTz) wait_ms * 1000, give_up_at),
-			   error == CLINIKO_RATE_LIMITED ? "Cliniko's request limit"
-			   : "Cliniko to answer again");
+	sync->failures++;
+	sync->ask_at = Max(sync->ask_at, Min(now + (TimestampTz) wait_ms * 1000, give_up_at));
+	sync->ask_for = error == CLINIKO_RATE_LIMITED ? "Cliniko's request limit"
+		: "Cliniko to answer again";
 }
 
 /* Cliniko does not honour sort=id. */
@@ -393,28 +461,12 @@ static void
 start_over(Sync *sync)
 {
 	enumeration_start_over(&sync->list);
-	sync->patients.state = FETCH_DUE;
-	sync->patients.at = 0;
-}
-
-/* Keep a page to be stored, and go on behind it, or not. */
-static void
-keep_page(Sync *sync, ClinikoPage *page, bool last)
-{
-	sync->patients.state = last ? FETCH_FINISHED : FETCH_DUE;
-	sync->patients.at = 0;
-	if (last || page->nrecords > 0)
-	{
-		sync->patients.failures = 0;
-		sync->progress_at = GetCurrentTimestamp();
-	}
-	sync->page = page;
-	sync->next_record = 0;
+	drop_requests(sync);
 }
 
 /* Take up a page, unless it contradicts what is known. */
 static void
-take_page(Sync *sync, ClinikoPage *page)
+take_page(Sync *sync, int number, ClinikoPage *page)
 {
 	bool		by_id = sync->list.cursor.order == CLINIKO_BY_ID;
 	bool		named = sync->list.cursor.part == CLINIKO_MISSING;
@@ -424,10 +476,15 @@ take_page(Sync *sync, ClinikoPage *page)
 	if (named)
 		fit = enumeration_confirm(&sync->list, page) ? PAGE_LAST : PAGE_CONTRADICTION;
 	else
-		fit = enumeration_take(&sync->list, page);
+		fit = enumeration_take(&sync->list, number, page);
 	if (fit == PAGE_MORE || fit == PAGE_LAST)
 	{
-		keep_page(sync, page, fit == PAGE_LAST);
+		sync->fetched = (fit == PAGE_LAST);
+		if (sync->fetched || page->nrecords > 0)
+		{
+			sync->failures = 0;
+			sync->progress_at = GetCurrentTimestamp();
+		}
 		return;
 	}
 	cliniko_free_page(page);
@@ -436,7 +493,7 @@ take_page(Sync *sync, ClinikoPage *page)
 		(unsorted && (sync->disorders++ > 0 || clinisync_retry_window == 0)))
 		start_over(sync);
 	else
-		try_again(sync, &sync->patients, CLINIKO_INCOMPLETE_ENUMERATION, 0, NULL);
+		try_again(sync, number, CLINIKO_INCOMPLETE_ENUMERATION, 0, NULL);
 }
 
 /* Count an answer, and tell one more fact of a failure, or NULL. */
@@ -457,10 +514,9 @@ static const ClinikoVerdict not_usable = {CLINIKO_UNAVAILABLE, true, 0};
 
 /* Make something of an answer about patients. */
 static void
-take_patients(Sync *sync)
+take_patients(Sync *sync, int number, Transfer *transfer)
 {
-	Fetch	   *fetch = &sync->patients;
-	ClinikoVerdict verdict = cliniko_judge(fetch->transfer);
+	ClinikoVerdict verdict = cliniko_judge(transfer);
 	ClinikoPage *page = NULL;
 	char	   *detail;
 	bool		by_id = sync->list.cursor.order == CLINIKO_BY_ID &&
@@ -468,18 +524,17 @@ take_patients(Sync *sync)
 
 	if (verdict.error == CLINIKO_NO_ERROR)
 	{
-		page = cliniko_parse_page(sync->run->context, fetch->transfer);
+		page = cliniko_parse_page(sync->run->context, transfer);
 		if (page == NULL)
 			verdict = not_usable;
 	}
-	detail = note_answer(sync->run, fetch->transfer, verdict);
-	transfer_release(sync->transport, fetch->transfer);
-	fetch->transfer = NULL;
+	detail = note_answer(sync->run, transfer, verdict);
+	transfer_release(sync->transport, transfer);
 
 	if (page != NULL)
-		take_page(sync, page);
+		take_page(sync, number, page);
 	else if (verdict.passing)
-		try_again(sync, fetch, verdict.error, verdict.wait_ms, detail);
+		try_again(sync, number, verdict.error, verdict.wait_ms, detail);
 	else if (verdict.error == CLINIKO_BAD_REQUEST && by_id)
 		start_over(sync);	/* "Sort parameter must be a valid column name" */
 	else
@@ -497,11 +552,12 @@ check_account(Sync *sync, const char *account_id)
 		fail(sync, CLINIKO_ACCOUNT_MISMATCH, NULL);
 	else if (!account_id || run->account_id ||
 			 conclude(sync, store_save_account_id(run, account_id)))
-		sync->whose.state = FETCH_FINISHED;
-	else
+		sync->account_check = ACCOUNT_KNOWN;
+	else if (!ending(sync))
 	{
-		sync->whose.state = FETCH_DUE;
-		sync->whose.at = sync->store_at;
+		sync->account_check = ACCOUNT_UNKNOWN;
+		sync->ask_at = Max(sync->ask_at, sync->store_at);
+		sync->ask_for = "the database";
 	}
 }
 
@@ -510,22 +566,20 @@ check_account(Sync *sync, const char *account_id)
  * know that is not told, and cannot be checked.
  */
 static void
-take_account(Sync *sync)
+take_account(Sync *sync, Transfer *transfer)
 {
-	Fetch	   *fetch = &sync->whose;
-	ClinikoVerdict verdict = cliniko_judge(fetch->transfer);
+	ClinikoVerdict verdict = cliniko_judge(transfer);
 	char	   *id = NULL;
 	char	   *name;
 	char	   *detail;
 
-	if (verdict.error == CLINIKO_NO_ERROR && !cliniko_read_account(fetch->transfer, &id, &name))
+	if (verdict.error == CLINIKO_NO_ERROR && !cliniko_read_account(transfer, &id, &name))
 		verdict = not_usable;
-	detail = note_answer(sync->run, fetch->transfer, verdict);
-	transfer_release(sync->transport, fetch->transfer);
-	fetch->transfer = NULL;
+	detail = note_answer(sync->run, transfer, verdict);
+	transfer_release(sync->transport, transfer);
 
 	if (verdict.passing)
-		try_again(sync, fetch, verdict.error, verdict.wait_ms, detail);
+		try_again(sync, ACCOUNT_REQUEST, verdict.error, verdict.wait_ms, detail);
 	else if (verdict.error == CLINIKO_AUTH_FAILED)
 		fail(sync, verdict.error, detail);
 	else
@@ -536,15 +590,9 @@ take_account(Sync *sync)
 void
 sync_answer(Sync *sync, Transfer *transfer)
 {
-	Fetch	   *fetch = transfer == sync->whose.transfer ? &sync->whose : &sync->patients;
-
-	Assert(transfer == fetch->transfer);
-	fetch->state = FETCH_ANSWERED;
+	for (int i = 0; i < sync->nrequests; i++)
+		sync->requests[i].answered |= sync->requests[i].transfer == transfer;
 }
-
-/*
- * Storing
- */
 
 /* How many records a transaction takes: enough, but so that progress shows. */
 static int
@@ -553,44 +601,64 @@ batch_size(const Run *run)
 	return Max(clinisync_batch_size, (int) Min(run->found / 10, INT_MAX));
 }
 
-static void
-drop_page(Sync *sync)
+/* Whether an answer is to be taken up now. */
+static bool
+can_take(const Sync *sync, const Request *request)
 {
-	cliniko_free_page(sync->page);
-	sync->page = NULL;
-	/* a request that only had to wait for our own limit is looked at again */
-	if (sync->patients.state == FETCH_DUE)
-		sync->patients.at = 0;
+	return request->answered && (request->number == ACCOUNT_REQUEST ||
+								 enumeration_takes_more(&sync->list, batch_size(sync->run)));
 }
 
-/* Store the next batch of the page. */
+/* Take up what was answered. */
+static void
+take_answers(Sync *sync)
+{
+	int			i = 0;
+
+	while (i < sync->nrequests)
+	{
+		Request		request;
+
+		if (!can_take(sync, &sync->requests[i]))
+		{
+			i++;
+			continue;
+		}
+		request = remove_request(sync, i);
+		if (request.number == ACCOUNT_REQUEST)
+			take_account(sync, request.transfer);
+		else
+			take_patients(sync, request.number, request.transfer);
+		drop_requests(sync);
+		i = 0;
+	}
+}
+
+/*
+ * Storing
+ */
+
+/* Store the next batch. */
 static void
 store_batch(Sync *sync)
 {
 	Run		   *run = sync->run;
-	ClinikoPage *page = sync->page;
-	int			count = Min(batch_size(run), page->nrecords - sync->next_record);
-	bool		page_done = sync->next_record + count == page->nrecords;
 	RunState	before = run->state;
 	TimestampTz start = GetCurrentTimestamp();
-	ClinikoCursor cursor = enumeration_pass(&sync->list, page, sync->next_record, count);
+	Passage		passage;
 	TransactionResult result;
 
-	run->state.pages += page_done;
+	enumeration_pass(&sync->list, batch_size(run), &passage);
+	run->state.pages += passage.npages;
 	run->step = RUN_STORING;
-	result = store_save_batch(run, page->records + sync->next_record, count, &cursor,
-							  page_done && sync->patients.state == FETCH_FINISHED);
+	result = store_save_batch(run, &passage);
 	run->database_us += GetCurrentTimestamp() - start;
 	if (result != TRANSACTION_DONE)
 		run->state = before;	/* also what was noted above */
 	if (!conclude(sync, result))
 		return;
-	sync->next_record += count;
-	if (page_done)
-	{
-		enumeration_forget(&sync->list, page, &before.cursor);
-		drop_page(sync);
-	}
+	enumeration_passed(&sync->list, &passage, &before.cursor);
+	send_requests(sync);		/* or say what they wait for */
 }
 
 /* Cliniko has told which of the missing patients it still has: mark the others. */
@@ -604,7 +672,7 @@ store_confirmation(Sync *sync)
 	run->step = RUN_RECONCILING;
 	if (run->state.missing > run_missing_limit(run) ||
 		conclude(sync, reconcile_save(&sync->list)))
-		drop_page(sync);
+		enumeration_drop(&sync->list);
 }
 
 /*
@@ -648,7 +716,7 @@ reconcile(Sync *sync)
 		run->step = RUN_COMPLETED;
 	}
 	else
-		sync->patients = (Fetch) {.state = FETCH_DUE};
+		sync->fetched = false;
 }
 
 /* All pages are stored: decide how the run ends. */
@@ -686,12 +754,8 @@ sync_fetch(Sync *sync)
 {
 	if (sync->ended || ending(sync))
 		return;
-	if (sync->whose.state == FETCH_ANSWERED)
-		take_account(sync);
-	if (sync->patients.state == FETCH_ANSWERED && sync->page == NULL)
-		take_patients(sync);
-	send_request(sync, &sync->whose);
-	send_request(sync, &sync->patients);
+	take_answers(sync);
+	send_requests(sync);
 }
 
 /* Whether there is something to commit, if it may be done at this time. */
@@ -700,8 +764,7 @@ has_to_store(const Sync *sync)
 {
 	if (ending(sync))
 		return true;
-	return sync->whose.state == FETCH_FINISHED &&
-		(sync->page || sync->patients.state == FETCH_FINISHED);
+	return sync->account_check == ACCOUNT_KNOWN && (sync->list.ntaken > 0 || sync->fetched);
 }
 
 /* Store one batch, or whatever else the run has to commit. */
@@ -710,36 +773,21 @@ sync_store(Sync *sync)
 {
 	if (sync->ended || !has_to_store(sync) || GetCurrentTimestamp() < sync->store_at)
 		return;
-	if (sync->page == NULL && !ending(sync))
+	if (sync->list.ntaken == 0 && !ending(sync))
 		finish(sync);
 	if (sync->recorded)
 		prune_logs(sync);
 	else if (ending(sync))
 		sync->recorded = save_progress(sync);
-	else if (sync->page && sync->list.cursor.part == CLINIKO_MISSING)
+	else if (sync->list.ntaken > 0 && sync->list.cursor.part == CLINIKO_MISSING)
 		store_confirmation(sync);
-	else if (sync->page && !sync->announced)
+	else if (sync->list.ntaken > 0 && !sync->announced)
 	{
 		sync->run->step = RUN_FETCHING;
 		sync->announced = save_progress(sync);
 	}
-	else if (sync->page)
+	else if (sync->list.ntaken > 0)
 		store_batch(sync);
-}
-
-/* When a fetch wants the sync to be called again, unless its transfer ends before. */
-static TimestampTz
-fetch_due(const Fetch *fetch, bool can_take)
-{
-	switch (fetch->state)
-	{
-		case FETCH_DUE:
-			return fetch->at;
-		case FETCH_ANSWERED:
-			return can_take ? 0 : DT_NOEND;
-		default:
-			return DT_NOEND;
-	}
 }
 
 /* When the sync wants to be called again, unless a transfer of its ends before. */
@@ -752,6 +800,10 @@ sync_due(const Sync *sync)
 		return 0;
 	if (ending(sync))
 		return due;
-	due = Min(due, fetch_due(&sync->whose, true));
-	return Min(due, fetch_due(&sync->patients, sync->page == NULL));
+	for (int i = 0; i < sync->nrequests; i++)
+	{
+		if (can_take(sync, &sync->requests[i]))
+			return 0;
+	}
+	return has_to_ask(sync) ? Min(due, Max(sync->ask_at, allowed_at(sync))) : due;
 }

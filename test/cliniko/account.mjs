@@ -5,14 +5,13 @@
 import { gzipSync } from 'node:zlib';
 import { ControlError } from './errors.mjs';
 import { checkFault, checkRequestNumber } from './faults.mjs';
+import { Gzipper } from './gzip.mjs';
 import { splitKey } from './patients.mjs';
 import { Finder } from './query.mjs';
 import { checkMutation, Register } from './register.mjs';
 
 const LOG_LENGTH = 1000;
 const GZIPPED_BYTES = 64 << 20;
-// In this thread, because handing a page to another one costs more than it saves.
-const FASTEST = { level: 1 };
 
 const DEFAULTS = {
   patients: 648,
@@ -73,8 +72,7 @@ export class Account {
   #gates = new Map();
   #plannedMutations = [];
   #requestsByPath = new Map();
-  #gzipped = new Map();
-  #gzippedBytes = 0;
+  #gzipper = new Gzipper(GZIPPED_BYTES);
   #gzippedVersion = 0;
 
   inFlight = 0;
@@ -185,19 +183,11 @@ export class Account {
     return [gate];
   }
 
-  /** What make() makes, gzipped: kept for the next request of this URL while no patient changes. */
-  gzipped(url, make) {
-    if (this.#gzippedVersion !== this.register.version || this.#gzippedBytes > GZIPPED_BYTES) {
-      this.#gzipped.clear();
-      this.#gzippedBytes = 0;
-      this.#gzippedVersion = this.register.version;
-    }
-    if (!this.#gzipped.has(url)) {
-      const compressed = gzipSync(make(), FASTEST);
-      this.#gzipped.set(url, compressed);
-      this.#gzippedBytes += compressed.length;
-    }
-    return this.#gzipped.get(url);
+  /** A body, gzipped; its beginning is kept compressed while no patient changes. */
+  gzipped({ key, makeBeginning, rest }) {
+    if (this.#gzippedVersion !== this.register.version) this.#gzipper.forget();
+    this.#gzippedVersion = this.register.version;
+    return makeBeginning === undefined ? gzipSync(rest) : this.#gzipper.gzip(key, makeBeginning, rest);
   }
 
   /** Zeroes counters, log, violations and plans, and lets go of whatever is held. */

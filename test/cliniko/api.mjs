@@ -30,17 +30,21 @@ function checkManners({ method, headers }) {
   if (method !== 'GET') throw new Refusal(405, 'Method not allowed', 'method');
 }
 
-/** GET /v1/patients: a page as JSON bytes. */
+/** GET /v1/patients: a page, of which the patients, known by their positions, are the beginning. */
 function listPatients(account, query, url) {
   const { positions, total } = account.finder.find(query);
-  const parts = positions.map((position) => account.register.json(position));
-  if (parts.length > 0) parts.push(withoutComma(parts.pop()));
   const links = JSON.stringify(pageLinks(url, query, total));
-  return Buffer.concat([
-    Buffer.from('{"patients":['),
-    ...parts,
-    Buffer.from(`],"total_entries":${total},"links":${links}}`),
-  ]);
+  const makeBeginning = () => {
+    const parts = positions.map((position) => account.register.json(position));
+    if (parts.length > 0) parts.push(withoutComma(parts.pop()));
+    return Buffer.concat([Buffer.from('{"patients":['), ...parts]);
+  };
+  return { key: positions.join(), makeBeginning, rest: Buffer.from(`],"total_entries":${total},"links":${links}}`) };
+}
+
+/** A body as JSON bytes. */
+function whole({ makeBeginning, rest }) {
+  return makeBeginning === undefined ? rest : Buffer.concat([makeBeginning(), rest]);
 }
 
 function withoutComma(json) {
@@ -73,8 +77,9 @@ function publicSettings({ key, options }) {
 }
 
 /**
- * Checks what is asked of a path below /v1 and returns a function that makes the JSON bytes:
- * to be called later, because patients may change while a request is held.
+ * Checks what is asked of a path below /v1 and returns a function that makes the body, of which the
+ * beginning may be made later still; to be called later, because patients may change while a request
+ * is held.
  */
 function route(account, path, search, url) {
   const [, id] = /^\/patients\/([^/]+)$/.exec(path) ?? [];
@@ -84,12 +89,12 @@ function route(account, path, search, url) {
   }
   if (id !== undefined) {
     const query = parseSingleQuery(search);
-    return () => onePatient(account, id, query);
+    return () => ({ rest: onePatient(account, id, query) });
   }
   if (path !== '/user' && path !== '/settings/public') throw new Refusal(404, 'Not found', 'endpoint');
   parseNoQuery(search);
   if (account.options.role === 'scheduler') throw new Refusal(403, 'Forbidden', null);
-  return () => Buffer.from(JSON.stringify(path === '/user' ? user(account) : publicSettings(account)));
+  return () => ({ rest: Buffer.from(JSON.stringify(path === '/user' ? user(account) : publicSettings(account))) });
 }
 
 function messageAnswer(status, message, headers) {
@@ -182,7 +187,7 @@ class Exchange {
     if (answer) send(response, answer);
     else if (resetsAt !== null) this.#sendRateLimited(resetsAt);
     else this.#answer(account, make, fault);
-    if (arrival.isList && make) account.lastPage = make;
+    if (arrival.isList && make) account.lastPage = () => whole(make());
   }
 
   #sendRateLimited(resetsAt) {
@@ -194,9 +199,10 @@ class Exchange {
     const { request, response } = this;
     const gzip = account.options.gzip && acceptsGzip(request);
     try {
-      if (fault) this.#spoil(fault, make(), account.lastPage);
-      else if (gzip) sendGzipped(response, account.gzipped(request.url, make));
-      else send(response, { status: 200, body: make() });
+      const body = make();
+      if (fault) this.#spoil(fault, whole(body), account.lastPage);
+      else if (gzip) sendGzipped(response, account.gzipped(body));
+      else send(response, { status: 200, body: whole(body) });
     } catch (refusal) {
       if (!(refusal instanceof Refusal)) throw refusal;
       send(response, this.#refuse(account, refusal));

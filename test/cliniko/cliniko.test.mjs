@@ -375,12 +375,15 @@ test('a key works with and without its shard; an unknown one is 401 and no viola
 
 test('gzip is served to who offers it, and never an outdated page', async () => {
   const { get, ids, tell } = await clinic({ patients: 30 });
-  const page = async () => {
-    const { headers, bytes } = await get('/patients', { 'Accept-Encoding': 'gzip, br' });
+  const page = async (search = '') => {
+    const { headers, bytes } = await get(`/patients${search}`, { 'Accept-Encoding': 'gzip, br' });
     assert.equal(headers['content-encoding'], 'gzip');
     return JSON.parse(gunzipSync(bytes));
   };
   assert.deepEqual(await page(), await page());
+  const [ten, firstTen] = [await page('?per_page=10&q[]=id:>1'), await page('?per_page=10')];
+  assert.deepEqual(ten.patients, firstTen.patients);
+  assert.notEqual(ten.links.self, firstTen.links.self);
   const [first] = await ids('');
   await tell('POST', 'mutations', { set: { id: first, fields: { city: 'Newtown' } } });
   assert.equal((await page()).patients[0].city, 'Newtown');

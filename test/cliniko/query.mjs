@@ -285,8 +285,13 @@ function nthVisible(register, visibleBefore, low, nth) {
 }
 
 /** Selects without looking at a record: an interval of ids, in their order, with or without the archived. */
-function selectInterval(register, { low, high, visible }, offset, limit) {
+function selectInterval(register, { low, high, visible }, offset, limit, order) {
   if (visible.active && visible.archived) {
+    if (order === 'desc') {
+      const from = Math.max(low, high - offset);
+      const to = Math.max(low, from - limit);
+      return { total: high - low, positions: Array.from({ length: from - to }, (_, n) => from - 1 - n) };
+    }
     const from = Math.min(high, low + offset);
     const to = Math.min(high, from + limit);
     return { total: high - low, positions: Array.from({ length: to - from }, (_, n) => from + n) };
@@ -336,8 +341,10 @@ export class Finder {
   find(query) {
     const offset = (query.page - 1) * query.perPage;
     const planned = plan(this.#register, query.filters);
-    if (planned.rest.length === 0 && idOrder(this.#register, query.sort) === 'asc')
-      return selectInterval(this.#register, planned, offset, query.perPage);
+    const order = idOrder(this.#register, query.sort);
+    const everyone = planned.visible.active && planned.visible.archived;
+    if (planned.rest.length === 0 && (order === 'asc' || (order === 'desc' && everyone)))
+      return selectInterval(this.#register, planned, offset, query.perPage, order);
     const positions = this.#lookOnce(query, planned);
     return { total: positions.length, positions: positions.slice(offset, offset + query.perPage) };
   }

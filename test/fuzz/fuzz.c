@@ -87,6 +87,19 @@ exact_pfree(void *pointer)
 	free(piece);
 }
 
+void *
+exact_repalloc(void *pointer, Size size)
+{
+	Piece	   *piece = (Piece *) pointer - 1;
+
+	dlist_delete(&piece->node);
+	piece = realloc(piece, sizeof(Piece) + size);
+	if (piece == NULL)
+		elog(ERROR, "invalid memory alloc request size %zu", size);
+	dlist_push_tail(&pieces, &piece->node);
+	return piece + 1;
+}
+
 /* Bytes with nothing behind them but a NUL, until the input is done with. */
 char *
 fuzz_copy(const char *data, size_t size)

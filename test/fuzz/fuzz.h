@@ -25,7 +25,7 @@ extern char *fuzz_copy(const char *data, size_t size);
 extern void fuzz_page(const char *data, size_t size);
 /* record.c */
 extern void fuzz_record(const char *data, size_t size);
-extern void check_record(JsonText record);
+extern void check_record(const JsonObject *record);
 /* key.c */
 extern void fuzz_key(const char *data, size_t size);
 /* url.c */
@@ -38,6 +38,7 @@ extern int	LLVMFuzzerRunDriver(int *argc, char ***argv,
 /* What json.c, cliniko.c and patient.c call instead of palloc() and so on. */
 extern void *exact_palloc(Size size);
 extern void *exact_palloc0(Size size);
+extern void *exact_repalloc(void *pointer, Size size);
 extern char *exact_pnstrdup(const char *text, Size len);
 extern void exact_pfree(void *pointer);
 

@@ -84,14 +84,14 @@ check_record_of_page(const ClinikoPage *page, size_t size, const ClinikoRecord *
 	demand(record->id >= 0);
 	demand(memchr(record->created_at, '\0', CLINIKO_TIME_SIZE) != NULL);
 	demand(strspn(record->created_at, "0123456789-T:.Z") == strlen(record->created_at));
-	if (record->json.len == 0)
+	if (record->json.text.len == 0)
 	{
 		demand(record->id == 0 && !record->archived && record->created_at[0] == '\0');
 		return;
 	}
-	demand(record->json.at > page->body && record->json.at + record->json.len < page->body + size);
-	demand(record->json.at[0] == '{' && record->json.at[record->json.len - 1] == '}');
-	check_record(record->json);
+	demand(record->json.text.at > page->body && record->json.text.at + record->json.text.len < page->body + size);
+	demand(record->json.text.at[0] == '{' && record->json.text.at[record->json.text.len - 1] == '}');
+	check_record(&record->json);
 }
 
 /* The same answer is the same page. */
@@ -108,9 +108,9 @@ check_same(const ClinikoPage *page, const ClinikoPage *again)
 
 		demand(record->id == other->id && record->archived == other->archived);
 		demand(strcmp(record->created_at, other->created_at) == 0);
-		demand(record->json.len == other->json.len);
-		demand(record->json.len == 0 ||
-			   record->json.at - page->body == other->json.at - again->body);
+		demand(record->json.text.len == other->json.text.len);
+		demand(record->json.text.len == 0 ||
+			   record->json.text.at - page->body == other->json.text.at - again->body);
 	}
 }
 

@@ -13,6 +13,7 @@
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
+#include "utils/datetime.h"
 #include "utils/datum.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
@@ -40,7 +41,8 @@ is_comparable(JsonText record, Jsonb *all)
 		members++;
 	}
 	demand(JB_ROOT_IS_OBJECT(all));
-	return JB_ROOT_COUNT(all) == members;
+	/* json.c takes no more of them to be a record's */
+	return JB_ROOT_COUNT(all) == members && members < 1024;
 }
 
 /* Read a moment or a date as PostgreSQL does. Answers false where it cannot. */
@@ -78,8 +80,8 @@ check_time(Oid type, Datum datum, const JsonbValue *value)
 	text = pnstrdup(value->val.string.val, value->val.string.len);
 	if (!read_as_postgresql(type, text, &expected))
 	{
-		/* within a leap second PostgreSQL knows no fractions */
-		demand(strstr(text, ":60.") != NULL);
+		/* PostgreSQL knows no fractions of a leap second, and no endless ones */
+		demand(strstr(text, ":60.") != NULL || strlen(text) > MAXDATELEN);
 		return;
 	}
 	/* ours drops what is less than a microsecond, PostgreSQL rounds it */
@@ -198,20 +200,47 @@ check_same(const PatientRow *row, const PatientRow *again)
 	}
 }
 
+/* What jsonb_in makes of a text; NULL where it does not take it. */
+static Jsonb *
+read_jsonb(JsonText value)
+{
+	MemoryContext context = CurrentMemoryContext;
+	char	   *text = pnstrdup(value.at, value.len);
+	Jsonb	   *volatile json = NULL;
+
+	PG_TRY();
+	{
+		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return json;
+}
+
 /* Hash and read a record as store.c does. */
 void
-check_record(JsonText record)
+check_record(const JsonObject *record)
 {
 	/* a record ends with its bracket, and nothing may look further */
-	char	   *copy = malloc(record.len);
-	JsonText	moved = {memcpy(copy, record.at, record.len), record.len};
+	char	   *copy = malloc(record->text.len);
+	JsonText	text = {memcpy(copy, record->text.at, record->text.len), record->text.len};
+	JsonReader	reader;
+	JsonObject	moved;
 	PatientRow	row;
 	PatientRow	again;
 	Jsonb	   *all;
+	Jsonb	   *theirs;
 
-	demand(patient_hash(record) == patient_hash(moved));
+	json_read(&reader, text.at, text.len);
+	demand(json_read_object(&reader, &moved) && json_read_end(&reader));
+	demand(moved.text.at == text.at && moved.text.len == text.len);
+	demand(patient_hash(record) == patient_hash(&moved));
 	patient_read(record, &row);
-	patient_read(moved, &again);
+	patient_read(&moved, &again);
 	check_same(&row, &again);
 	for (int i = 0; i < patient_column_count(); i++)
 	{
@@ -219,8 +248,12 @@ check_record(JsonText record)
 		if (!row.nulls[i])
 			check_alone(patient_column_type(i), row.values[i]);
 	}
-	all = json_to_jsonb(moved);
-	if (is_comparable(moved, all))
+	/* jsonb_in takes less, and makes the same of what it takes */
+	all = json_to_jsonb(text);
+	theirs = read_jsonb(text);
+	demand(theirs == NULL || (all != NULL && datumIsEqual(JsonbPGetDatum(all),
+														  JsonbPGetDatum(theirs), false, -1)));
+	if (is_comparable(text, all))
 		check_row(&row, all);
 	free(copy);
 }

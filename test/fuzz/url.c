@@ -45,6 +45,19 @@ restore(const char *checkpoint)
 	return run;
 }
 
+/* Check what a cursor leads to now: by id, both ends of each range. */
+static void
+check_pages(const ClinikoAccount *account, const ClinikoCursor *cursor, int page_size)
+{
+	for (int i = 0; i < CLINIKO_MAX_RANGES; i++)
+	{
+		const ClinikoRange *range = &cursor->ranges[i];
+
+		check_url(account, cliniko_patients_url(account, cursor, range, CLINIKO_LOW_END, page_size));
+		check_url(account, cliniko_patients_url(account, cursor, range, CLINIKO_HIGH_END, page_size));
+	}
+}
+
 /* Check every URL that a cursor leads to. */
 static void
 check_urls(const ClinikoAccount *account, ClinikoCursor cursor, int64 witness, const uint8 *rest)
@@ -54,12 +67,12 @@ check_urls(const ClinikoAccount *account, ClinikoCursor cursor, int64 witness, c
 	check_url(account, cliniko_named_patients_url(account, named, lengthof(named)));
 	if (cursor.part == CLINIKO_MISSING)
 		return;
-	check_url(account, cliniko_patients_url(account, &cursor, rest[1]));
+	check_pages(account, &cursor, rest[1]);
 	cursor.page = rest[0] >> 1;
 	cursor.beyond = rest[0] & 1;
-	check_url(account, cliniko_patients_url(account, &cursor, rest[1]));
+	check_pages(account, &cursor, rest[1]);
 	cursor.counting = true;
-	check_url(account, cliniko_patients_url(account, &cursor, rest[1]));
+	check_pages(account, &cursor, rest[1]);
 }
 
 void

@@ -113,6 +113,8 @@ class Clinics {
       ALTER DATABASE ${this.name} SET clinisync.base_url = '${this.simulator.url}/v1';
       ALTER DATABASE ${this.name} SET clinisync.contact_email = 'tests@clinic.example';
       ALTER DATABASE ${this.name} SET clinisync.requests_per_minute = 0;
+      -- so that a test knows which request is which
+      ALTER DATABASE ${this.name} SET clinisync.requests_in_flight = 1;
       CREATE EXTENSION clinisync;
       CREATE ROLE ${this.role('authenticator')} LOGIN NOINHERIT;`);
     for (const level of LEVELS)

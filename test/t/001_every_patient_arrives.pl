@@ -12,6 +12,7 @@ use Test::More;
 
 # autovacuum and timed checkpoints would write while the WAL is measured
 my $db = Clinisync->new('main', settings => "autovacuum = off\ncheckpoint_timeout = 1h\n");
+$db->set(requests_in_flight => 4);
 
 # Given a clinic of 648 active and 12 archived patients, some of them merged,
 my $account = $db->add_clinic('clinic', patients => 648, archived => 12, merged => 4);

@@ -12,6 +12,7 @@ use JSON::PP;
 use Test::More;
 
 my $db = Clinisync->new('main');
+$db->set(requests_in_flight => 4);
 
 # Given clinics of every kind,
 my %kinds = (

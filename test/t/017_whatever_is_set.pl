@@ -11,6 +11,7 @@ use Clinisync;
 use Test::More;
 
 my $db = Clinisync->new('main');
+$db->set(requests_in_flight => 4);
 
 # Given a database with the extension in a schema of its own, tables of an
 # ordinary role's, and settings that would upset many a program,

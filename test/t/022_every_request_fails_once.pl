@@ -54,12 +54,15 @@ my %faults = (
 	'301 to another host' => [ { kind => 'redirect' }, 'CLINIKO_REDIRECT' ]);
 
 # What the run is that is hit: whether everybody is in the table before it, and
-# how many were removed in Cliniko since; and how many requests it takes: the
-# last of the last one asks for those who were removed.
+# how many were removed in Cliniko since; and how many requests it takes: where
+# somebody was removed, the last one asks for them.
 my @runs = (
-	{ name => 'first sync', stored => 0, removed => 0, requests => 10 },
-	{ name => 're-sync', stored => 1000, removed => 0, requests => 10 },
-	{ name => 're-sync after removals', stored => 1000, removed => 15, requests => 11 });
+	{ name => 'first sync', stored => 0, removed => 0, in_flight => 1, requests => 10 },
+	{ name => 're-sync', stored => 1000, removed => 0, in_flight => 1, requests => 10 },
+	{ name => 're-sync after removals', stored => 1000, removed => 15, in_flight => 1, requests => 11 },
+	{ name => 'first sync, side by side', stored => 0, removed => 0, in_flight => 4, requests => 10 },
+	{ name => 're-sync after removals, side by side', stored => 1000, removed => 15, in_flight => 4,
+		requests => 11 });
 my $requests = 11;
 
 my $db = Clinisync->new('main');
@@ -176,6 +179,13 @@ sub complaints
 
 for my $hit (@runs)
 {
+	# and, for a first sync, with all these patients in Cliniko and none in the table,
+	if (!$hit->{stored})
+	{
+		$db->sql(q(DELETE FROM patients WHERE organization_id <> 'model'));
+		$db->cliniko->account($_->{org}, like => $model->key, gzip => JSON::PP::false()) for @cells;
+	}
+	$db->set(requests_in_flight => $hit->{in_flight});
 	my @hit_cells = grep { $_->{request} <= $hit->{requests} } @cells;
 
 	# when one request of each clinic's run fails, in one way,

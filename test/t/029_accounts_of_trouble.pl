@@ -235,6 +235,7 @@ sub round
 	$db->set(
 		page_size => $page_size,
 		batch_size => pick(5, 50),
+		requests_in_flight => pick(1, 2, 4, 16),
 		# more than are held
 		max_running_syncs => pick($most_held + 2, 64));
 	$db->sql('TRUNCATE patients, sync_logs') if $count{rounds};

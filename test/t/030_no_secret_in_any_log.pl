@@ -18,6 +18,7 @@ use Test::More;
 
 my $key = 'MS0xNzg-SecretBodyOfTheKey-0815';
 my $db = Clinisync->new('main');
+$db->set(requests_in_flight => 4);
 my $node = $db->node;
 
 # What of a record tells of a person.

@@ -108,6 +108,9 @@ sub configure
 	$self->set(
 		base_url => $self->cliniko->base_url,
 		contact_email => 'tests@clinic.example',
+		# one page after the other, so that a test knows which request is which;
+		# tests to which that is all the same set it to what it is by default
+		requests_in_flight => 1,
 		# tests do in a second what a clinic does in an hour
 		requests_per_minute => 0);
 }
