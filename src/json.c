@@ -54,13 +54,38 @@ static const bool special[256] = {
 	['"'] = true, ['\\'] = true
 };
 
+/* The same byte, eight times. */
+#define EIGHT(byte) (UINT64CONST(0x0101010101010101) * (byte))
+
+/*
+ * Whether one of eight bytes is special: all at once, by the borrow that reaches
+ * a byte's highest bit where the byte is less than what is taken from it.
+ */
+static bool
+any_special(const char *at)
+{
+	uint64		bytes;
+	uint64		quotes;
+	uint64		backslashes;
+
+	memcpy(&bytes, at, sizeof(bytes));
+	quotes = bytes ^ EIGHT('"');	/* a quote is zero now */
+	backslashes = bytes ^ EIGHT('\\');
+	return (((bytes - EIGHT(' ')) & ~bytes) | ((quotes - EIGHT(1)) & ~quotes) |
+			((backslashes - EIGHT(1)) & ~backslashes)) & EIGHT(0x80);
+}
+
 static const char *
 check_string(const char *at, const char *end)
 {
-	for (at++; at < end; at++)
+	for (at++;; at++)
 	{
-		if (!special[(unsigned char) *at])
-			continue;
+		while (end - at > sizeof(uint64) && !any_special(at))
+			at += sizeof(uint64);
+		while (at < end && !special[(unsigned char) *at])
+			at++;
+		if (at == end)
+			return NULL;
 		if (*at == '"')
 			return at + 1;
 		if (*at != '\\')
@@ -77,7 +102,6 @@ check_string(const char *at, const char *end)
 			at += 4;
 		}
 	}
-	return NULL;
 }
 
 static const char *
@@ -460,16 +484,6 @@ json_value(const JsonObject *object, int i)
 	return (JsonText) {object->text.at + object->members[i].value, object->members[i].value_len};
 }
 
-/* Whether a string is this text, which needs no escapes. */
-bool
-json_equals(JsonText string, const char *text)
-{
-	size_t		len = strlen(text);
-
-	return json_is_string(string) && string.len == len + 2 &&
-		memcmp(string.at + 1, text, len) == 0;
-}
-
 /* A member of an object; false where there is none, or this is no object. */
 bool
 json_find(JsonText object, const char *key, JsonText *value)
@@ -662,40 +676,39 @@ jsonb_scalar(JsonText value)
 	return scalar;
 }
 
-/* Make jsonb of a value that is an element, or the value of a key. */
-static JsonbValue *
-push_value(JsonbParseState **state, JsonText value, JsonbIteratorToken role)
+/*
+ * Make jsonb of the value that begins here, in one pass. Answers what is behind
+ * it. role: what it is in the object or array that it stands in.
+ */
+static const char *
+push_value(JsonbParseState **state, const char *at, const char *end, JsonbIteratorToken role,
+		   JsonbValue **pushed)
 {
-	JsonWalk	walk;
-	JsonText	key;
+	bool		object = (*at == '{');
+	char		closing = object ? '}' : ']';
 
-	if (json_is_object(value))
+	if (!object && *at != '[')
 	{
-		pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
-		json_walk(value, &walk);
-		while (json_next_member(&walk, &key, &value))
+		const char *behind = value_end(at);
+		JsonbValue	scalar = jsonb_scalar((JsonText) {at, behind - at});
+
+		*pushed = pushJsonbValue(state, role, &scalar);
+		return behind;
+	}
+	pushJsonbValue(state, object ? WJB_BEGIN_OBJECT : WJB_BEGIN_ARRAY, NULL);
+	for (at = skip_blanks(at + 1, end); *at != closing; at = skip_blanks(at, end))
+	{
+		if (*at == ',')
+			at = skip_blanks(at + 1, end);
+		if (object)
 		{
-			JsonbValue	name = jsonb_scalar(key);
-
-			pushJsonbValue(state, WJB_KEY, &name);
-			push_value(state, value, WJB_VALUE);
+			at = push_value(state, at, end, WJB_KEY, pushed);
+			at = skip_blanks(skip_blanks(at, end) + 1, end);
 		}
-		return pushJsonbValue(state, WJB_END_OBJECT, NULL);
+		at = push_value(state, at, end, object ? WJB_VALUE : WJB_ELEM, pushed);
 	}
-	else if (json_is_array(value))
-	{
-		pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
-		json_walk(value, &walk);
-		while (json_next_element(&walk, &value))
-			push_value(state, value, WJB_ELEM);
-		return pushJsonbValue(state, WJB_END_ARRAY, NULL);
-	}
-	else
-	{
-		JsonbValue	scalar = jsonb_scalar(value);
-
-		return pushJsonbValue(state, role, &scalar);
-	}
+	*pushed = pushJsonbValue(state, object ? WJB_END_OBJECT : WJB_END_ARRAY, NULL);
+	return at + 1;
 }
 
 static Jsonb *
@@ -703,11 +716,13 @@ make_jsonb(JsonText value)
 {
 	JsonbParseState *state = NULL;
 	JsonbValue	scalar;
+	JsonbValue *pushed = &scalar;
 
 	if (json_is_object(value) || json_is_array(value))
-		return JsonbValueToJsonb(push_value(&state, value, WJB_ELEM));
-	scalar = jsonb_scalar(value);
-	return JsonbValueToJsonb(&scalar);
+		(void) push_value(&state, value.at, value.at + value.len, WJB_ELEM, &pushed);
+	else
+		scalar = jsonb_scalar(value);
+	return JsonbValueToJsonb(pushed);
 }
 
 /*

@@ -70,7 +70,6 @@ extern void json_walk(JsonText container, JsonWalk *walk);
 extern bool json_next_member(JsonWalk *walk, JsonText *key, JsonText *value);
 extern bool json_next_element(JsonWalk *walk, JsonText *value);
 extern bool json_find(JsonText object, const char *key, JsonText *value);
-extern bool json_equals(JsonText string, const char *text);
 
 extern int	json_unescape(JsonText string, char *into);
 extern char *json_string(JsonText string);
@@ -78,5 +77,15 @@ extern bool json_boolean(JsonText value, bool *result);
 extern bool json_int64(JsonText value, int64 *result);
 extern Jsonb *json_to_jsonb(JsonText value);
 extern bool parse_int64(const char *digits, int len, int64 *value);
+
+/* Whether a string is this text, which needs no escapes; len: strlen(text). */
+static inline bool
+json_equals_text(JsonText string, const char *text, int len)
+{
+	return string.len == len + 2 && *string.at == '"' && memcmp(string.at + 1, text, len) == 0;
+}
+
+/* Likewise, for a literal, whose length the compiler knows. */
+#define json_equals(string, text) json_equals_text(string, text, strlen(text))
 
 #endif							/* CLINISYNC_JSON_H */

@@ -12,6 +12,7 @@
 
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/plancache.h"
 
 #include "statement.h"
 
@@ -60,6 +61,17 @@ statement_prepare(Statement *statement, const Catalog *catalog, const char *temp
 	statement->plan = plan;
 	statement->schema = schema;
 	statement->generation = current_generation;
+}
+
+/* Plan a statement, unless its plan is still good, to see whether it can be. */
+void
+statement_plan(const Statement *statement)
+{
+	CachedPlan *plan = SPI_plan_get_cached_plan(statement->plan);
+
+	if (plan == NULL)
+		elog(ERROR, "a statement is more than one query");
+	ReleaseCachedPlan(plan, CurrentResourceOwner);
 }
 
 /*

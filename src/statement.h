@@ -23,6 +23,7 @@ extern void statement_renew_all(void);
 extern bool statement_is_prepared(const Statement *statement, const Catalog *catalog);
 extern void statement_prepare(Statement *statement, const Catalog *catalog,
 							  const char *template, int nargs, Oid *types);
+extern void statement_plan(const Statement *statement);
 extern uint64 statement_execute(const Statement *statement, Datum *values, const char *nulls,
 								bool read_only);
 extern Datum statement_column(uint64 row, int number, bool *isnull);

@@ -45,7 +45,7 @@
 #define PRUNED_AT_ONCE 100
 #define LOGS_KEPT 10
 
-/* What the upsert reads from. */
+/* What the rows that are written are read from. */
 #define CHANGES_RELATION "clinisync_changes"
 
 /*
@@ -583,7 +583,7 @@ find_changes(Run *run, const PassagePart *part, const Known *known, Change *chan
 	return nchanges;
 }
 
-/* Describe the rows that the upsert reads: two columns of ours, then the map. */
+/* Describe the rows that are written: two columns of ours, then the map. */
 static TupleDesc
 describe_columns(void)
 {
@@ -606,12 +606,13 @@ describe_columns(void)
 	return columns;
 }
 
-/* Build the upsert from the columns. */
+/* Build the statement that writes rows from the columns. */
 static char *
-upsert_sql(TupleDesc columns)
+write_sql(TupleDesc columns, bool all_new)
 {
 	StringInfoData names;
 	StringInfoData updates;
+	char	   *insert;
 
 	initStringInfo(&names);
 	initStringInfo(&updates);
@@ -622,26 +623,34 @@ upsert_sql(TupleDesc columns)
 		appendStringInfo(&names, "%s, ", name);
 		appendStringInfo(&updates, "%s = excluded.%s, ", name, name);
 	}
-	return psprintf("INSERT INTO @schema@.patients AS p"
-					" (%s organization_id, first_synced_at, last_synced_at)"
-					" SELECT c.*, $1, $2, $2 FROM " CHANGES_RELATION " c"
-					" ON CONFLICT (organization_id, cliniko_patient_id) DO UPDATE"
+	insert = psprintf("INSERT INTO @schema@.patients AS p"
+					  " (%s organization_id, first_synced_at, last_synced_at)"
+					  " SELECT c.*, $1, $2, $2 FROM " CHANGES_RELATION " c", names.data);
+	if (all_new)
+		return insert;
+	return psprintf("%s ON CONFLICT (organization_id, cliniko_patient_id) DO UPDATE"
 					" SET %s"
 					"     first_synced_at = coalesce(p.first_synced_at, excluded.first_synced_at),"
 					"     last_synced_at = excluded.last_synced_at,"
 					"     missing_sync_id = NULL, deleted_at = NULL",
-					names.data, updates.data);
+					insert, updates.data);
 }
 
 /*
  * Write rows. Answers how many the table took. The rows reach the statement as
  * an ephemeral relation, which is how triggers see their transition tables:
  * values that are typed already need no parameters, arrays or JSON on the way.
+ *
+ * all_new: none of them was there just now. Then the index need not be searched
+ * for each once more; whoever is there after all violates it. But that relies on
+ * its being there, without which the upsert cannot be planned.
  */
 static uint64
-upsert(const Catalog *catalog, const char *organization_id, Change *changes, int nchanges)
+write_rows(const Catalog *catalog, const char *organization_id, Change *changes, int nchanges,
+		   bool all_new)
 {
-	static Statement statement;
+	static Statement upsert;
+	static Statement insert;
 	static TupleDesc columns;
 	Oid			types[] = {TEXTOID, TIMESTAMPTZOID};
 	Datum		args[] = {
@@ -680,9 +689,13 @@ upsert(const Catalog *catalog, const char *organization_id, Change *changes, int
 	SPI_unregister_relation(CHANGES_RELATION);	/* an error may have left one */
 	if (SPI_register_relation(relation) != SPI_OK_REL_REGISTER)
 		elog(ERROR, "could not register the changed rows");
-	if (!statement_is_prepared(&statement, catalog))
-		statement_prepare(&statement, catalog, upsert_sql(columns), lengthof(types), types);
-	statement_execute(&statement, args, NULL, false);
+	if (!statement_is_prepared(&upsert, catalog))
+		statement_prepare(&upsert, catalog, write_sql(columns, false), lengthof(types), types);
+	if (!statement_is_prepared(&insert, catalog))
+		statement_prepare(&insert, catalog, write_sql(columns, true), lengthof(types), types);
+	if (all_new)
+		statement_plan(&upsert);
+	statement_execute(all_new ? &insert : &upsert, args, NULL, false);
 	SPI_unregister_relation(CHANGES_RELATION);
 	tuplestore_end(rows);
 	return SPI_processed;
@@ -708,7 +721,7 @@ add_refusal(Run *run, int64 id, const ErrorData *error)
 
 /* Write one row in a subtransaction. Answers whether the table took it. */
 static bool
-upsert_alone(const Catalog *catalog, Run *run, Change *change)
+write_alone(const Catalog *catalog, Run *run, Change *change)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -718,7 +731,7 @@ upsert_alone(const Catalog *catalog, Run *run, Change *change)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		taken = upsert(catalog, run->organization_id, change, 1) == 1;
+		taken = write_rows(catalog, run->organization_id, change, 1, false) == 1;
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
@@ -773,7 +786,7 @@ save_batch(const Catalog *catalog, void *arg)
 	{
 		for (int i = 0; i < nchanges; i++)
 		{
-			if (upsert_alone(catalog, run, &changes[i]))
+			if (write_alone(catalog, run, &changes[i]))
 				count_change(run, &changes[i]);
 			else
 				run->state.kept += changes[i].known && !changes[i].restored;
@@ -781,8 +794,12 @@ save_batch(const Catalog *catalog, void *arg)
 	}
 	else if (nchanges > 0)
 	{
+		bool		all_new = true;
+
+		for (int i = 0; i < nchanges; i++)
+			all_new &= !changes[i].known;
 		/* a trigger may leave rows out without a word; find out which */
-		if (upsert(catalog, run->organization_id, changes, nchanges) != nchanges)
+		if (write_rows(catalog, run->organization_id, changes, nchanges, all_new) != nchanges)
 			ereport(ERROR,
 					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
 					 errmsg("rows were left out")));
