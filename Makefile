@@ -10,6 +10,7 @@ OBJS = \
 	src/keyfile.o \
 	src/secret.o \
 	src/json.o \
+	src/gzip.o \
 	src/transport.o \
 	src/cliniko.o \
 	src/patient.o \
@@ -40,10 +41,10 @@ REGRESS_OPTS = --inputdir=test
 # Every extension's library shares one namespace in the server, so nothing is
 # visible in it but what PostgreSQL calls. PostgreSQL 16 and later mark that
 # themselves; for 15 PGDLLEXPORT has to be told what it means.
-PG_CPPFLAGS = $(shell pkg-config --cflags libcurl libcrypto 2>/dev/null) \
+PG_CPPFLAGS = $(shell pkg-config --cflags libcurl libcrypto libdeflate 2>/dev/null) \
 	'-DPGDLLEXPORT=__attribute__((visibility("default")))'
 PG_CFLAGS = -fvisibility=hidden -Wextra -Wno-unused-parameter -Wno-sign-compare
-SHLIB_LINK = $(shell pkg-config --libs libcurl libcrypto 2>/dev/null || echo -lcurl -lcrypto)
+SHLIB_LINK = $(shell pkg-config --libs libcurl libcrypto libdeflate 2>/dev/null || echo -lcurl -lcrypto -ldeflate)
 
 PG_CONFIG ?= pg_config
 PGXS := $(wildcard $(shell $(PG_CONFIG) --pgxs 2>/dev/null))

@@ -322,11 +322,14 @@ rate_limit_wait_ms(Transfer *transfer)
 	return DEFAULT_RATE_LIMIT_WAIT_S * 1000;
 }
 
-/* Tell what an ended transfer means, as far as its status can. */
+/* Tell what an ended transfer means, as far as its status can, and have it read. */
 ClinikoVerdict
 cliniko_judge(Transfer *transfer)
 {
 	long		status = transfer->status;
+
+	if (status == 200)
+		transfer_read(transfer);
 
 	if (transfer->outcome == TRANSFER_TOO_LARGE)
 		return (ClinikoVerdict) {CLINIKO_RESPONSE_TOO_LARGE, false, 0};

@@ -8,6 +8,9 @@
  * death are one wait, and an interrupt is served while any number of requests
  * hang.
  *
+ * Bodies stay compressed, as they came, until somebody reads them: an answer that
+ * waits for its turn takes little memory.
+ *
  * This file knows neither Cliniko nor SPI. No libcurl callback calls ereport,
  * palloc or anything else that could jump out of it: bodies are grown with
  * realloc, and a failure becomes the transfer's outcome.
@@ -38,6 +41,7 @@
 #include "utils/wait_event.h"
 
 #include "compat.h"
+#include "gzip.h"
 #include "transport.h"
 
 #if LIBCURL_VERSION_NUM < 0x075700
@@ -47,8 +51,8 @@
 /* How many ready sockets one epoll_wait() takes; more wait for the next. */
 #define EVENTS_PER_WAIT 64
 
-/* The least size of a body's buffer; a page of 100 patients is a few of these. */
-#define LEAST_BODY_SIZE ((size_t) 64 * 1024)
+/* The least size of a body's buffer; a compressed page of 100 patients is about that. */
+#define LEAST_BODY_SIZE ((size_t) 16 * 1024)
 /* What is allocated ahead at most, because the last answer took as much. */
 #define MOST_USUAL_BODY_SIZE ((size_t) 1024 * 1024)
 
@@ -75,6 +79,7 @@ typedef struct PrivateTransfer
 	size_t		body_size;		/* allocated, or to be allocated first */
 	size_t		max_size;
 	bool		too_large;
+	bool		read;			/* transfer_read() was here */
 	bool		reported;		/* transport_next_done() has returned it */
 	int64		started_us;
 } PrivateTransfer;
@@ -302,7 +307,6 @@ set_options(PrivateTransfer *transfer, const TransferRequest *request)
 	curl_easy_setopt(easy, CURLOPT_PASSWORD, "");
 	curl_easy_setopt(easy, CURLOPT_USERAGENT, request->user_agent);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
-	curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, request->timeout_ms);
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS,
 					 Min(request->timeout_ms, CONNECT_TIMEOUT_MS));
@@ -345,6 +349,7 @@ transport_get(Transport *transport, const TransferRequest *request)
 {
 	PrivateTransfer *transfer = calloc(1, sizeof(PrivateTransfer));
 	char	   *accept = psprintf("Accept: %s", request->accept);
+	struct curl_slist *longer;
 
 	if (transfer == NULL)
 		ereport(ERROR,
@@ -360,7 +365,9 @@ transport_get(Transport *transport, const TransferRequest *request)
 	transfer->easy = curl_easy_init();
 	transfer->headers = curl_slist_append(NULL, accept);
 	pfree(accept);
-	if (transfer->easy == NULL || transfer->headers == NULL)
+	longer = transfer->headers == NULL ? NULL :
+		curl_slist_append(transfer->headers, "Accept-Encoding: gzip");
+	if (transfer->easy == NULL || transfer->headers == NULL || longer == NULL)
 	{
 		transfer_release(transport, &transfer->shown);
 		ereport(ERROR,
@@ -393,7 +400,59 @@ transfer_release(Transport *transport, Transfer *shown)
 	free(transfer);
 }
 
-/* Take the body out of an ended transfer; the caller frees it. May be NULL. */
+/* Undo the compression of a body. The outcome says where that cannot be done. */
+static void
+decompress(PrivateTransfer *transfer)
+{
+	Transfer   *shown = &transfer->shown;
+	char	   *text;
+	size_t		text_len;
+
+	switch (gzip_decompress(shown->body, shown->body_len, transfer->max_size, &text, &text_len))
+	{
+		case GZIP_DONE:
+			free(shown->body);
+			shown->body = text;
+			shown->body_len = text_len;
+			break;
+		case GZIP_CORRUPT:
+			shown->outcome = TRANSFER_BROKEN;
+			shown->reason = curl_easy_strerror(CURLE_BAD_CONTENT_ENCODING);
+			break;
+		case GZIP_TOO_LARGE:
+			shown->outcome = TRANSFER_TOO_LARGE;
+			break;
+	}
+}
+
+/*
+ * Read an ended transfer's body: from now on it is what the server meant,
+ * NUL-terminated. The outcome may turn out to be worse than it seemed.
+ */
+void
+transfer_read(Transfer *shown)
+{
+	PrivateTransfer *transfer = (PrivateTransfer *) shown;
+	struct curl_header *encoding;
+
+	if (transfer->read || shown->outcome != TRANSFER_ANSWERED || shown->body == NULL)
+		return;
+	transfer->read = true;
+	if (curl_easy_header(transfer->easy, "Content-Encoding", 0, CURLH_HEADER, -1,
+						 &encoding) != CURLHE_OK ||
+		pg_strcasecmp(encoding->value, "identity") == 0)
+		return;
+	if (pg_strcasecmp(encoding->value, "gzip") == 0 ||
+		pg_strcasecmp(encoding->value, "x-gzip") == 0)
+		decompress(transfer);
+	else
+	{
+		shown->outcome = TRANSFER_BROKEN;
+		shown->reason = curl_easy_strerror(CURLE_BAD_CONTENT_ENCODING);
+	}
+}
+
+/* Take the body out of a transfer that was read; the caller frees it. May be NULL. */
 char *
 transfer_take_body(Transfer *transfer)
 {

@@ -28,7 +28,7 @@ typedef struct TransferRequest
 	const char *accept;			/* the value of the Accept header */
 	const char *ca_file;		/* empty: the system's */
 	long		timeout_ms;
-	size_t		max_size;		/* bytes of body, after decompression */
+	size_t		max_size;		/* bytes of body, before and after decompression */
 	void	   *owner;			/* comes back in Transfer.owner */
 } TransferRequest;
 
@@ -38,7 +38,7 @@ typedef struct Transfer
 	TransferOutcome outcome;
 	long		status;			/* HTTP status, if answered */
 	const char *reason;			/* what broke it, in libcurl's fixed words */
-	char	   *body;			/* NUL-terminated; transfer_release() frees it */
+	char	   *body;			/* as transfer_read() leaves it; transfer_release() frees it */
 	size_t		body_len;
 	int64		elapsed_us;		/* from the request to the end of the answer */
 } Transfer;
@@ -48,6 +48,7 @@ extern Transfer *transport_get(Transport *transport, const TransferRequest *requ
 extern bool transport_wait(Transport *transport, long timeout_ms);
 extern Transfer *transport_next_done(Transport *transport);
 extern bool transfer_header(Transfer *transfer, const char *name, int64 *value);
+extern void transfer_read(Transfer *transfer);
 extern char *transfer_take_body(Transfer *transfer);
 extern void transfer_release(Transport *transport, Transfer *transfer);
 

@@ -525,6 +525,16 @@ test('each fault does what its name says', async () => {
   const bomb = (await get('/patients', { 'Accept-Encoding': 'gzip' })).bytes;
   assert.ok(bomb.length < 100_000);
   assert.equal(gunzipSync(bomb).length, 3 << 20);
+  await plan('gzip_members');
+  assert.deepEqual(JSON.parse(gunzipSync((await get('/patients')).bytes)).patients, good);
+  for (const kind of ['gzip_cut', 'gzip_garbage', 'not_gzip']) {
+    await plan(kind);
+    const { bytes, headers } = await get('/patients');
+    assert.equal(headers['content-encoding'], 'gzip', kind);
+    assert.throws(() => gunzipSync(bytes), kind);
+  }
+  await plan('unknown_encoding');
+  assert.equal((await get('/patients')).headers['content-encoding'], 'br');
   for (const kind of ['reset_before_headers', 'reset_mid_body']) {
     await plan(kind);
     await assert.rejects(get('/patients'), { code: 'ECONNRESET' }, kind);

@@ -3,7 +3,7 @@
 // patients themselves: the truth stays what it was. A spoiled answer is never compressed, but for the bomb.
 
 import { Readable } from 'node:stream';
-import { createGzip } from 'node:zlib';
+import { createGzip, gzipSync } from 'node:zlib';
 import { ControlError } from './errors.mjs';
 
 const JSON_TYPE = 'application/json; charset=utf-8';
@@ -72,6 +72,21 @@ const REWRITE = {
   },
 };
 
+// Faults of how the right page is encoded.
+const ENCODE = {
+  // As in a stream that several programs have written to, which gzip allows.
+  gzip_members: (json) => ['gzip', Buffer.concat([json.subarray(0, 1), json.subarray(1)].map((part) => gzipSync(part)))],
+  gzip_cut: (json) => ['gzip', gzipSync(json).subarray(0, -20)],
+  gzip_garbage: (json) => ['gzip', Buffer.concat([gzipSync(json), Buffer.from('garbage')])],
+  not_gzip: (json) => ['gzip', json],
+  unknown_encoding: (json) => ['br', gzipSync(json)],
+};
+
+function encode(kind, json) {
+  const [encoding, body] = ENCODE[kind](json);
+  return { status: 200, headers: { 'Content-Encoding': encoding }, body };
+}
+
 /** Sends the first half of an answer that announced all of it, then calls then(). */
 function sendHalf(response, json, then) {
   response.writeHead(200, { 'Content-Type': JSON_TYPE, 'Content-Length': json.length });
@@ -96,7 +111,7 @@ const BREAK = {
   },
 };
 
-const KINDS = new Set(['delay', ...[SPOIL, REPLACE, REWRITE, BREAK].flatMap(Object.keys)]);
+const KINDS = new Set(['delay', ...[SPOIL, REPLACE, REWRITE, ENCODE, BREAK].flatMap(Object.keys)]);
 
 /** Throws a ControlError for what is neither the number of a request, from 1, nor "every". */
 export function checkRequestNumber(request) {
@@ -118,6 +133,7 @@ export function checkFault({ kind, request, path = '/patients' }) {
 export function applyFault(fault, json, previous) {
   const { kind } = fault;
   if (kind in REPLACE) return { answer: REPLACE[kind](fault) };
+  if (kind in ENCODE) return { answer: encode(kind, json) };
   if (kind in BREAK) return { breakOff: (response) => BREAK[kind](response, json, fault) };
   if (kind in REWRITE) return { answer: { status: 200, body: REWRITE[kind](json, fault, previous) } };
   const page = JSON.parse(json);

@@ -47,6 +47,8 @@ my %faults = (
 	'a duplicate id' => [ { kind => 'duplicate' }, 'completes' ],
 	'an id that is no number' => [ { kind => 'bad_id' }, 'costs one record' ],
 	'a body of 20 MB' => [ { kind => 'big', megabytes => 20 }, 'RESPONSE_TOO_LARGE' ],
+	'gzip that is cut off' => [ { kind => 'gzip_cut' }, 'completes' ],
+	'an encoding that nobody asked for' => [ { kind => 'unknown_encoding' }, 'completes' ],
 	'a gzip bomb' => [ { kind => 'gzip_bomb' }, 'RESPONSE_TOO_LARGE' ],
 	'a wrong charset' => [ { kind => 'latin1' }, 'completes' ],
 	'a lone surrogate' => [ { kind => 'lone_surrogate' }, 'costs one record' ],

@@ -292,6 +292,25 @@ my $growth = peak_kb($worker) - $before;
 note("the worker's peak grew by $growth kB");
 cmp_ok($growth, '<', 8 * 1024, 'a gzip bomb: the worker has hardly grown');
 
+# However an answer is compressed, it is read, or asked for again.
+my %encodings = (
+	gzip_members => [ 0, 'gzip in two members' ],
+	gzip_cut => [ 1, 'gzip that is cut off' ],
+	gzip_garbage => [ 1, 'gzip with garbage behind it' ],
+	not_gzip => [ 1, 'no gzip, whatever the header says' ],
+	unknown_encoding => [ 1, 'an encoding that nobody asked for' ]);
+for my $kind (sort keys %encodings)
+{
+	my ($retries, $name) = @{ $encodings{$kind} };
+
+	$account->reset;
+	$account->faults({ kind => $kind, request => 1 });
+	$db->sql('TRUNCATE patients');
+	$run = $db->sync('clinic');
+	is_deeply([ $run->{status}, $run->{metadata}{retries} ], [ 'completed', $retries ], "$name: $retries retries");
+	$db->is_copy_of('clinic', $account, $name);
+}
+
 # Nothing that can jump out of libcurl is called in its callbacks: they, and
 # what they call here, call nothing else than this.
 my %harmless = map { $_ => 1 } qw(AcquireExternalFD ReleaseExternalFD Max Min clock_gettime close
