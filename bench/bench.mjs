@@ -10,7 +10,7 @@ import { measureClinics } from './clinics.mjs';
 import { measureGrowth } from './growth.mjs';
 import { DATABASE, announce, closeClinic, createDatabase, openClinic, psql, run } from './measure.mjs';
 import { WATCHERS, measurePgbench, measureWatching } from './neighbours.mjs';
-import { measurePace, measurePeers } from './peers.mjs';
+import { measureChanges, measureLimit, measurePace, measurePeers } from './peers.mjs';
 import { report, thousands, writeReport } from './report.mjs';
 
 const full = Boolean(process.env.BENCH_FULL);
@@ -22,6 +22,10 @@ const ROUNDS = readNumber('BENCH_ROUNDS', 3, 1);
 const SIZES = [1_000, 10_000, 100_000, ...(full ? [1_000_000] : [])];
 const CLINIC = { patients: 648 };
 const PACE_MS = 300;
+const PACES = [{ patients: 648, script: true }, { patients: 5_000 }, { patients: 20_000 }];
+// Cliniko's, and the default of clinisync.requests_per_minute.
+const REQUESTS_PER_MINUTE = 200;
+const CHANGED_PERCENT = 5;
 const CLINICS_MS = 100;
 const BYTES_PER_GB = 1 << 30;
 const SETTINGS = ['fsync', 'synchronous_commit', 'full_page_writes', 'shared_buffers', 'max_wal_size'];
@@ -84,12 +88,20 @@ async function bench() {
     simulator, 'clinic', PATIENTS, ROUNDS,
     announceRound(`${thousands(PATIENTS)} patients, by clinisync and by others`),
   );
+  announce('Measuring', `${CHANGED_PERCENT} % of them changed`);
+  const changed = Math.round((PATIENTS * CHANGED_PERCENT) / 100);
+  const changes = await measureChanges(simulator, 'clinic', { patients: PATIENTS, changed }, ROUNDS);
   await closeClinic('clinic');
 
-  announce('Measuring', `a clinic of ${CLINIC.patients} patients at ${PACE_MS} ms a request`);
-  await openClinic(simulator, 'clinic', { ...CLINIC, latency_ms: PACE_MS });
-  const pace = await measurePace(simulator, 'clinic', CLINIC.patients, ROUNDS);
-  await closeClinic('clinic');
+  const paces = [];
+  let limit;
+  for (const pace of PACES) {
+    announce('Measuring', `a clinic of ${thousands(pace.patients)} patients at ${PACE_MS} ms a request`);
+    await openClinic(simulator, 'clinic', { patients: pace.patients, latency_ms: PACE_MS });
+    paces.push({ ...pace, rounds: await measurePace(simulator, 'clinic', pace, ROUNDS) });
+    if (pace === PACES.at(-1)) limit = await measureLimit(simulator, 'clinic', pace.patients, REQUESTS_PER_MINUTE);
+    await closeClinic('clinic');
+  }
 
   const clinics = await measureClinics(
     simulator, { clinics: CLINICS, patients: CLINIC.patients, latency_ms: CLINICS_MS }, ROUNDS,
@@ -103,7 +115,8 @@ async function bench() {
     setting,
     growth,
     peers: { patients: PATIENTS, rounds: peers },
-    pace: { patients: CLINIC.patients, latencyMs: PACE_MS, rounds: pace },
+    changes: { patients: PATIENTS, changed, rounds: changes },
+    pace: { latencyMs: PACE_MS, paces, limit: { perMinute: REQUESTS_PER_MINUTE, ...limit } },
     clinics: { clinics: CLINICS, patients: CLINIC.patients, latencyMs: CLINICS_MS, rounds: clinics },
     pgbench: { rounds: pgbench },
     watching: { watchers: WATCHERS, ...watching },

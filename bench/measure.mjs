@@ -125,14 +125,18 @@ export function keyOf(organization) {
   return `${organization}-au1`;
 }
 
+/** Tells the simulator something, or asks it. */
+export async function control(simulator, method, path, content) {
+  const body = content === undefined ? undefined : JSON.stringify(content);
+  const response = await fetch(`${simulator.url}/control/${path}`, { method, body });
+  if (!response.ok) fail(`the simulator refused ${method} ${path}: ${await response.text()}`);
+  return response.json();
+}
+
 /** Opens a clinic in the simulator, its patients serialised in advance unless told, and connects it. */
 export async function openClinic(simulator, organization, account) {
   const key = keyOf(organization);
-  const response = await fetch(`${simulator.url}/control/accounts/${key}`, {
-    method: 'PUT',
-    body: JSON.stringify({ warm: true, ...account }),
-  });
-  if (!response.ok) fail(`the simulator refused the clinic: ${await response.text()}`);
+  await control(simulator, 'PUT', `accounts/${key}`, { warm: true, ...account });
   await psql(DATABASE, [`SELECT cliniko_connect('${organization}', '${key}')`]);
 }
 

@@ -12,12 +12,15 @@ import {
   OUTPUT_BYTES,
   SETTLE,
   checksum,
+  closeClinic,
+  control,
   fail,
   keyOf,
   measureSync,
   psql,
   readUsage,
   run,
+  setAll,
   used,
 } from './measure.mjs';
 
@@ -28,6 +31,7 @@ const ROWS_FILE = join(tmpdir(), 'patients.copy');
 const PAGES = join(tmpdir(), 'pages');
 export const PAGE_SIZE = 100;
 const IN_PARALLEL = 16;
+const MINUTE_MS = 60_000;
 const SAID = /^(\d+) patients in ([\d.]+) s, ([\d.]+) s of it at work, ([\d.]+) MB at most$/m;
 
 /** Does some work, and answers what the server used meanwhile with what the work answered. */
@@ -151,8 +155,35 @@ export async function measurePeers(simulator, organization, patients, rounds, on
   return results;
 }
 
-/** A clinic at a real pace: clinisync, the script, and curl, one request after another and all at once. */
-export async function measurePace(simulator, organization, patients, rounds) {
+/**
+ * Rounds of a run that finds nothing changed, and of one that finds so many patients edited. Another
+ * organization with the same key is synced before each, so that the simulator knows its pages.
+ */
+export async function measureChanges(simulator, organization, { patients, changed }, rounds) {
+  const other = `${organization}-again`;
+  await psql(DATABASE, [...EMPTY, `SELECT cliniko_connect('${other}', '${keyOf(organization)}')`]);
+  await measureSync(organization, patients, 'inserted');
+  await measureSync(other, patients, 'inserted');
+  const measure = async (outcome, number) => {
+    await measureSync(other, number, outcome);
+    await psql(DATABASE, SETTLE);
+    return measureSync(organization, number, outcome);
+  };
+  const results = [];
+  while (results.length < rounds) {
+    const unchanged = await measure('unchanged', patients);
+    await control(simulator, 'POST', `accounts/${keyOf(organization)}/mutations`, { edit: changed });
+    results.push({ unchanged, changed: await measure('updated', changed) });
+  }
+  await closeClinic(other);
+  return results;
+}
+
+/**
+ * A clinic at a real pace: clinisync, and curl with one request after another and with all at once;
+ * of a small one, the script as well.
+ */
+export async function measurePace(simulator, organization, { patients, script }, rounds) {
   const pages = Math.ceil(patients / PAGE_SIZE);
   const curl = curlConfig(simulator, organization, patients, '/dev/null');
   const results = [];
@@ -160,15 +191,28 @@ export async function measurePace(simulator, organization, patients, rounds) {
     await psql(DATABASE, EMPTY);
     const first = await measureSync(organization, patients, 'inserted');
     const expected = await checksum();
-    await psql(DATABASE, EMPTY);
-    const script = await measureScript(simulator, organization, patients);
-    if ((await checksum()) !== expected) fail('the script stored something else than the sync');
-    results.push({
-      first,
-      script,
-      curl: await measureCurl(curl, pages, 1),
-      parallel: await measureCurl(curl, pages),
-    });
+    const result = { first, parallel: await measureCurl(curl, pages) };
+    if (script) {
+      await psql(DATABASE, EMPTY);
+      result.script = await measureScript(simulator, organization, patients);
+      if ((await checksum()) !== expected) fail('the script stored something else than the sync');
+      result.curl = await measureCurl(curl, pages, 1);
+    }
+    results.push(result);
   }
   return results;
+}
+
+/** One run under the limit that Cliniko sets, and the most requests that left within any minute. */
+export async function measureLimit(simulator, organization, patients, limit) {
+  const account = `accounts/${keyOf(organization)}`;
+  await psql(DATABASE, EMPTY);
+  await control(simulator, 'POST', `${account}/reset`);
+  await setAll({ requests_per_minute: limit });
+  const { ms } = await measureSync(organization, patients, 'inserted');
+  await setAll({ requests_per_minute: 0 });
+  const { log, rate_limited } = await control(simulator, 'GET', account);
+  const times = log.map(({ at_ms }) => at_ms);
+  const within = times.map((start) => times.filter((at) => at >= start && at < start + MINUTE_MS).length);
+  return { ms, requests: times.length, most: Math.max(...within), refused: rate_limited };
 }

@@ -95,19 +95,57 @@ function compareAgain({ patients, rounds }) {
   return table(head, rows);
 }
 
-function comparePace({ patients, latencyMs, rounds }) {
+function compareChanges({ patients, changed, rounds }) {
   const rows = [
-    ['first', '**clinisync, first sync**'],
-    ['script', 'Python script'],
-    ['curl', 'curl, one page after another'],
-    ['parallel', 'curl, all pages at once'],
+    ['unchanged', 'nothing changed'],
+    ['changed', `${thousands(changed)} changed`],
   ].map(([part, name]) => [
     name,
     seconds(median(rounds.map((round) => round[part].ms))),
-    ratios(rounds.map((round) => round[part].ms / round.curl.ms)),
+    ratios(rounds.map((round) => round[part].ms / round.unchanged.ms)),
+    cpuPerPatient(rounds, part, patients),
+    walPerPatient(rounds, part, patients),
   ]);
-  const head = [`${patients} patients at ${latencyMs} ms a request`, 'Time', 'Ratio (one after another = 1)'];
+  const head = [
+    `${thousands(patients)} patients again`, 'Time', 'Ratio (nothing changed = 1)', 'CPU time a patient',
+    'WAL a patient',
+  ];
   return table(head, rows);
+}
+
+// As clinisync.page_size and clinisync.requests_in_flight have it.
+const PAGE_SIZE = 100;
+const IN_FLIGHT = 4;
+const FEWEST_ROUND_TRIPS = 3;
+
+function comparePace({ latencyMs, paces, limit }) {
+  const rows = paces.flatMap(({ patients, rounds }) => {
+    const pages = Math.ceil(patients / PAGE_SIZE);
+    const idealMs = Math.max(FEWEST_ROUND_TRIPS, pages / IN_FLIGHT) * latencyMs;
+    return [
+      ['first', '**clinisync, first sync**'],
+      ['script', 'Python script'],
+      ['curl', 'curl, one page after another'],
+      ['parallel', 'curl, 16 pages at once'],
+    ]
+      .filter(([part]) => rounds[0][part] !== undefined)
+      .map(([part, name], i) => [
+        i === 0 ? thousands(patients) : '',
+        name,
+        seconds(median(rounds.map((round) => round[part].ms))),
+        ratios(rounds.map((round) => round[part].ms / latencyMs)),
+        ratios(rounds.map((round) => round[part].ms / idealMs)),
+      ]);
+  });
+  const head = [
+    `Patients, at ${latencyMs} ms a request`, 'By', 'Time', 'Round trips', `Ratio (pages / ${IN_FLIGHT} round trips = 1)`,
+  ];
+  const { patients } = paces.at(-1);
+  return (
+    `${table(head, rows)}\n\n${thousands(patients)} patients with \`requests_per_minute\` ${limit.perMinute}: ` +
+    `${limit.requests} requests in ${seconds(limit.ms)}, ${limit.most} of them in the minute that had most; ` +
+    `${limit.refused} were answered 429.`
+  );
 }
 
 function showGrowth(sizes) {
@@ -158,13 +196,14 @@ function drawGrowth(sizes) {
   ]);
 }
 
-function compareClinics({ clinics, patients, latencyMs, rounds }) {
+function compareClinics({ clinics, patients, latencyMs, rounds }, peers) {
   const total = (part) => seconds(median(rounds.map((round) => round[part].ms)));
   const ratio = (part) => ratios(rounds.map((round) => round[part].ms / round.all.ms));
   const own = (part) => seconds(median(rounds.map((round) => round[part].medianMs)));
   const memory = (part) => megabytes(Math.max(...rounds.map((round) => round[part].peakMb)));
   const slowRatio = ratios(rounds.map((round) => round.besideSlow.medianMs / round.all.medianMs));
   const limit = (round) => round.curl.ms + round.copy.ms;
+  const oneClinic = (peer) => (peer.first.ms / peers.patients) * clinics * patients;
   return table(
     [
       `${thousands(clinics)} clinics of ${patients} patients at ${latencyMs} ms a request`,
@@ -179,7 +218,11 @@ function compareClinics({ clinics, patients, latencyMs, rounds }) {
       ['curl, the same pages in parallel', total('curl'), ratio('curl'), '', '', ''],
       ['`COPY` of the same rows', total('copy'), ratio('copy'), '', '', ''],
       [
-        'both, one after the other', seconds(median(rounds.map(limit))),
+        'as many patients of one clinic, at no latency (above)', seconds(median(peers.rounds.map(oneClinic))),
+        ratios(rounds.map((round, i) => oneClinic(peers.rounds[i]) / round.all.ms)), '', '', '',
+      ],
+      [
+        'curl and `COPY`, one after the other', seconds(median(rounds.map(limit))),
         ratios(rounds.map((round) => limit(round) / round.all.ms)), '', '', '',
       ],
     ],
@@ -224,18 +267,19 @@ function showMachine({ machine, versions, settings, rounds }) {
 }
 
 /** All results as Markdown. */
-export function report({ setting, growth, peers, pace, clinics, pgbench, watching }) {
+export function report({ setting, growth, peers, changes, pace, clinics, pgbench, watching }) {
   const parts = [
     showMachine(setting),
     '### The same patients into the same table',
     compareFirst(peers),
     compareAgain(peers),
+    compareChanges(changes),
     '### One clinic at a real pace',
     comparePace(pace),
     '### Growth',
     showGrowth(growth),
     '### Many clinics',
-    compareClinics(clinics),
+    compareClinics(clinics, peers),
     '### Neighbours',
     comparePgbench(pgbench),
     showWatching(watching),

@@ -213,7 +213,12 @@ store_save_account_id(Run *run, const char *account_id)
  * Progress
  */
 
-/* Write what the run says of itself, and tell who listens; in a transaction. */
+/*
+ * Write what the run says of itself, and tell who listens; in a transaction. Only
+ * a run's end has to be on disk at once, and with it everything before: a crash
+ * that takes back the last batches takes them back with the counters and the
+ * place from which the run then goes on.
+ */
 void
 store_write_progress(const Catalog *catalog, Run *run)
 {
@@ -237,6 +242,8 @@ store_write_progress(const Catalog *catalog, Run *run)
 	};
 	char		nulls[] = "          ";
 
+	if (!ended)
+		transaction_commit_lazily();
 	nulls[7] = run->error ? ' ' : 'n';
 	statement_prepare(&statement, catalog,
 			"UPDATE @schema@.sync_logs"

@@ -167,6 +167,19 @@ transaction(TransactionWork work, void *arg, bool farewell)
 	return result;
 }
 
+/*
+ * To be called by the work: its commit need not be on disk when the transaction
+ * is over. After a crash of the server the last half second of such transactions
+ * may be missing, in the order in which they were made and each as a whole; a
+ * commit without this has all that came before it on disk.
+ */
+void
+transaction_commit_lazily(void)
+{
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
 /* Run some work in a transaction. */
 TransactionResult
 transaction_run(TransactionWork work, void *arg)

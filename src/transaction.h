@@ -24,6 +24,7 @@ typedef void (*TransactionWork) (const Catalog *catalog, void *arg);
 
 extern TransactionResult transaction_run(TransactionWork work, void *arg);
 extern TransactionResult transaction_run_farewell(TransactionWork work, void *arg);
+extern void transaction_commit_lazily(void);
 extern const char *transaction_last_sqlstate(void);
 extern bool transaction_last_was_about_record(void);
 extern bool transaction_is_about_record(int sqlstate);

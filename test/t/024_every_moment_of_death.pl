@@ -377,6 +377,7 @@ for my $way (@ways)
 
 		# when it happens, and what was held is let go,
 		my $pid = $db->worker_pid;
+		$db->flush;
 		$death->{by}->($db, \%accounts);
 		let_go(\%accounts, $session);
 

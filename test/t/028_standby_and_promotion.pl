@@ -86,6 +86,7 @@ for my $way (sort keys %ways)
 	my $id = $primary->start('clinic')->{sync_id};
 	$account->await_gate(3);
 	$primary->wait_until("SELECT records_success = 200 FROM sync_logs WHERE id = $id");
+	$primary->flush;
 	can_be_read_but_not_used($standby, $primary, "$way, in a run");
 	is($standby->newest_run('clinic')->{status}, 'running', "$way: the standby shows the run");
 

@@ -177,6 +177,14 @@ sub refusal
 	return $code == 0 ? 'not refused' : $error;
 }
 
+# Have everything on disk that was committed so far, as any commit that waits
+# for the disk does.
+sub flush
+{
+	my ($self) = @_;
+	$self->sql(q(SELECT pg_logical_emit_message(true, 'test', '')));
+}
+
 # A session that lasts.
 sub session
 {
