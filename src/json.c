@@ -22,6 +22,7 @@
 
 #include "common/int.h"
 #include "mb/pg_wchar.h"
+#include "port/pg_bitutils.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 
@@ -58,11 +59,12 @@ static const bool special[256] = {
 #define EIGHT(byte) (UINT64CONST(0x0101010101010101) * (byte))
 
 /*
- * Whether one of eight bytes is special: all at once, by the borrow that reaches
- * a byte's highest bit where the byte is less than what is taken from it.
+ * Which of eight bytes are special: all at once, by the borrow that reaches a
+ * byte's highest bit where the byte is less than what is taken from it. That bit
+ * tells; only behind the first special byte it may do so wrongly.
  */
-static bool
-any_special(const char *at)
+static inline uint64
+find_special(const char *at)
 {
 	uint64		bytes;
 	uint64		quotes;
@@ -80,8 +82,14 @@ check_string(const char *at, const char *end)
 {
 	for (at++;; at++)
 	{
-		while (end - at > sizeof(uint64) && !any_special(at))
+		uint64		found = 0;
+
+		while (end - at > sizeof(uint64) && (found = find_special(at)) == 0)
 			at += sizeof(uint64);
+#ifndef WORDS_BIGENDIAN
+		if (found != 0)
+			at += pg_rightmost_one_pos64(found) / BITS_PER_BYTE;
+#endif
 		while (at < end && !special[(unsigned char) *at])
 			at++;
 		if (at == end)
@@ -212,7 +220,6 @@ json_read(JsonReader *reader, const char *text, size_t len)
 
 	reader->at = valid ? skip_blanks(text, text + len) : NULL;
 	reader->end = text + len;
-	reader->behind = NULL;
 	reader->first = true;
 }
 
@@ -223,10 +230,7 @@ expect(JsonReader *reader, char character)
 	if (reader->at == NULL || reader->at >= reader->end || *reader->at != character)
 		reader->at = NULL;
 	else
-	{
-		reader->behind = reader->at + 1;
-		reader->at = skip_blanks(reader->behind, reader->end);
-	}
+		reader->at = skip_blanks(reader->at + 1, reader->end);
 }
 
 /* Go into the object or array that has to come next. */
@@ -266,7 +270,6 @@ json_read_value(JsonReader *reader, JsonText *value)
 	const char *end = reader->at ? check_value(reader->at, reader->end, 0) : NULL;
 
 	*value = (JsonText) {reader->at, end ? end - reader->at : 0};
-	reader->behind = end;
 	reader->at = end ? skip_blanks(end, reader->end) : NULL;
 }
 
@@ -294,6 +297,58 @@ json_has_element(JsonReader *reader)
 #define FIRST_MEMBERS 64
 #define MOST_MEMBERS 1024
 
+/* Note a member; those beyond MOST_MEMBERS are only counted. */
+static void
+add_member(JsonObject *object, int *size, const JsonMember *member)
+{
+	if (object->nmembers == *size && *size < MOST_MEMBERS)
+	{
+		*size *= 2;
+		object->members = repalloc(object->members, sizeof(JsonMember) * *size);
+	}
+	if (object->nmembers < *size)
+		object->members[object->nmembers] = *member;
+	object->nmembers++;
+}
+
+/* Check an object like check_value(), and note its members. */
+static const char *
+read_members(JsonObject *object, const char *start, const char *end)
+{
+	const char *at = skip_blanks(start + 1, end);
+	int			size = FIRST_MEMBERS;
+
+	object->members = palloc(sizeof(JsonMember) * size);
+	if (at < end && *at == '}')
+		return at + 1;
+	for (;;)
+	{
+		JsonMember	member = {.key = at - start};
+
+		if (at >= end || *at != '"' || (at = check_string(at, end)) == NULL)
+			return NULL;
+		member.key_len = at - start - member.key;
+		at = skip_blanks(at, end);
+		if (at >= end || *at != ':')
+			return NULL;
+		at = skip_blanks(at + 1, end);
+		member.value = at - start;
+		at = check_value(at, end, 0);
+		if (at == NULL)
+			return NULL;
+		member.value_len = at - start - member.value;
+		add_member(object, &size, &member);
+		at = skip_blanks(at, end);
+		if (at >= end)
+			return NULL;
+		if (*at == '}')
+			return at + 1;
+		if (*at != ',')
+			return NULL;
+		at = skip_blanks(at + 1, end);
+	}
+}
+
 /*
  * The object that has to come next, with its members, palloc'ed; or without any
  * where they are too many to be a record's. Answers false, having read nothing,
@@ -303,31 +358,16 @@ bool
 json_read_object(JsonReader *reader, JsonObject *object)
 {
 	const char *start = reader->at;
-	int			size = FIRST_MEMBERS;
-	JsonText	key;
-	JsonText	value;
+	const char *end;
 
 	if (start == NULL || start >= reader->end || *start != '{')
 		return false;
-	*object = (JsonObject) {.members = palloc(sizeof(JsonMember) * size)};
-	json_enter(reader, '{');
-	while (json_read_key(reader, &key))
-	{
-		json_read_value(reader, &value);
-		if (object->nmembers == MOST_MEMBERS)
-			continue;
-		if (object->nmembers == size)
-		{
-			size *= 2;
-			object->members = repalloc(object->members, sizeof(JsonMember) * size);
-		}
-		object->members[object->nmembers++] = (JsonMember) {
-			key.at - start, key.len, value.at - start, value.len
-		};
-	}
-	if (object->nmembers == MOST_MEMBERS)
+	memset(object, 0, sizeof(*object));
+	end = read_members(object, start, reader->end);
+	if (end == NULL || object->nmembers > MOST_MEMBERS)
 		object->nmembers = 0;
-	object->text = (JsonText) {start, reader->behind - start};
+	object->text = (JsonText) {start, end ? end - start : 0};
+	reader->at = end ? skip_blanks(end, reader->end) : NULL;
 	return true;
 }
 

@@ -45,7 +45,6 @@ typedef struct JsonReader
 {
 	const char *at;				/* NULL once something was not well-formed */
 	const char *end;
-	const char *behind;			/* what was read last, before blanks */
 	bool		first;			/* nothing was read in this object or array yet */
 } JsonReader;
 
