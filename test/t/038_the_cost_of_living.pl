@@ -233,6 +233,16 @@ $account->mutate(edit => 50);
 is_within(taken($account), { requests => 12, xids => 18, patients => 50, logs => 16, wal => (60 + 200) * 1000 },
 	'5 % changed');
 
+# When pages are fetched side by side, then that takes hardly a request more, and
+# no more transactions.
+$db->set(requests_in_flight => 4);
+is_within(taken($account), { requests => 14, xids => 18, patients => 0, logs => 16, wal => 60 * 1000 },
+	'side by side, unchanged');
+$db->sql('TRUNCATE patients');
+is_within(taken($account), { requests => 14, xids => 18, patients => 1000, logs => 16, wal => 1300 * 1000 },
+	'side by side, first run');
+$db->set(requests_in_flight => 1);
+
 # When the clinic has an endless history, then runs do not read it, and what is
 # read is mostly what the test itself is told of, once for each.
 $db->sql("INSERT INTO sync_logs (organization_id, operation_type, status)
