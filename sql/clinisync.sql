@@ -597,6 +597,48 @@ REVOKE ALL ON FUNCTION @extschema@.cliniko_status(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_status(text) IS
 'How an organisation stands: {organization_id, sync_status: never_synced, running, completed or failed (of the newest run), last_sync (end of the last completed run), operation_type, sync_duration, patient_counts: {total_in_cliniko (when the last full run completed), synced_to_database, active, archived, deleted, success_rate in percent}}. Raises PT404.';
 
+CREATE FUNCTION @extschema@.cliniko_list_organizations()
+RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	most CONSTANT int = 1000;
+	missing CONSTANT text = (
+		SELECT concat_ws('.', 'cliniko_organizations', CASE WHEN t.oid IS NOT NULL THEN l.column_name END)
+		FROM to_regclass('@extschema@.cliniko_organizations') AS t (oid),
+			unnest('{organization_id,name,shard,sync_enabled}'::text[]) AS l (column_name)
+		WHERE NOT EXISTS (SELECT FROM pg_attribute a
+						  WHERE a.attrelid = t.oid AND a.attname = l.column_name AND NOT a.attisdropped)
+		LIMIT 1);
+BEGIN
+	IF missing IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'PT409',
+			MESSAGE = 'the tables of clinisync lack ' || missing,
+			DETAIL = 'SETUP_REQUIRED',
+			HINT = 'Run: SELECT @extschema@.cliniko_setup();';
+	END IF;
+	RETURN (
+		SELECT jsonb_build_object(
+			'organizations', coalesce(jsonb_agg(jsonb_build_object(
+				'organization_id', o.organization_id,
+				'name', o.name,
+				'sync_enabled', coalesce(o.sync_enabled, true),
+				/* without a key there is no shard, which more roles may read */
+				'connected', o.shard IS NOT NULL)
+				ORDER BY o.place) FILTER (WHERE o.place <= most), '[]'),
+			'has_more', count(*) > most)
+		FROM (SELECT organization_id, name, shard, sync_enabled,
+					 row_number() OVER (ORDER BY name, organization_id) AS place
+			  FROM @extschema@.cliniko_organizations
+			  ORDER BY place LIMIT most + 1) AS o);
+END
+$$;
+REVOKE ALL ON FUNCTION @extschema@.cliniko_list_organizations() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cliniko_list_organizations() IS
+'The organisations that the caller may see, by name, those without one last, at most 1000: {organizations: [{organization_id, name, sync_enabled, connected (whether there is an API key)}], has_more}. Who may see none gets an empty list. Raises PT409 SETUP_REQUIRED.';
+
 CREATE FUNCTION @extschema@.cliniko_active_patients(org text, max_rows int DEFAULT 50,
 	skip_rows int DEFAULT 0, search text DEFAULT NULL, last_synced_after timestamptz DEFAULT NULL)
 RETURNS jsonb
@@ -677,6 +719,7 @@ VALUES
 	('viewer', 'cliniko_claimed_organization'::name),
 	('viewer', 'cliniko_sync_logs'),
 	('viewer', 'cliniko_status'),
+	('viewer', 'cliniko_list_organizations'),
 	('viewer', 'cliniko_active_patients'),
 	('manager', 'cliniko_sync_all'),
 	('manager', 'cliniko_sync'),
@@ -843,4 +886,4 @@ END
 $$;
 REVOKE ALL ON FUNCTION @extschema@.cliniko_grant(regrole, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_grant(regrole, text) IS
-'Lets a role use clinisync. level: viewer (logs, status and patients), manager (and start, cancel and test) or admin (and connect, disconnect, enable, and all organisations); of the first two, only the organisation that the caller''s token names. It replaces the level that the role had. Makes the tables when they are missing. Answers {success, message, role, level}. Raises PT400 INVALID_ARGUMENT.';
+'Lets a role use clinisync. level: viewer (logs, status, patients and the list of organisations), manager (and start, cancel and test) or admin (and connect, disconnect, enable, and all organisations); of the first two, only the organisation that the caller''s token names. It replaces the level that the role had. Makes the tables when they are missing. Answers {success, message, role, level}. Raises PT400 INVALID_ARGUMENT.';

@@ -88,6 +88,8 @@ test('SQL in a token is inert', async () => {
     const token = await db.token('viewer', injection);
     const answer = await call(db.api.url, 'GET', '/api/v1/cliniko/status/theirs', { token });
     assert.equal(answer.status, 404, injection);
+    const list = await call(db.api.url, 'GET', '/api/v1/cliniko/organizations', { token });
+    assert.deepEqual(list.json, { organizations: [], has_more: false }, injection);
   }
   assert.equal(await everything(), state);
 });
@@ -180,6 +182,28 @@ test('the tables can be exposed: a viewer finds its own rows and no others', asy
   assert.deepEqual(organizations.json.map((one) => one.organization_id), ['mine']);
 });
 
+test('each clinic finds itself in the list, and an admin both, whatever else is asked for', async () => {
+  for (const [level, org, found] of [
+    ['viewer', 'mine', ['mine']],
+    ['viewer', 'theirs', ['theirs']],
+    ['manager', 'mine', ['mine']],
+    ['manager', 'theirs', ['theirs']],
+    ['manager', undefined, []],
+    ['admin', undefined, ['mine', 'theirs']],
+    ['admin', 'mine', ['mine', 'theirs']],
+  ]) {
+    const token = await db.token(level, org);
+    for (const query of ['', '?org=theirs', '?organization_id=eq.theirs', '?limit=0&offset=1', '?select=api_key_sealed']) {
+      const { json } = await call(db.api.url, 'GET', `/api/v1/cliniko/organizations${query}`, {
+        token, headers: { prefer: 'params=single-object', 'content-type': 'application/json' },
+      });
+      assert.deepEqual(json.organizations.map((one) => one.organization_id), found, `${level} ${org} ${query}`);
+    }
+    const bare = await callUnchecked(db.api.postgrestUrl, 'GET', '/rpc/cliniko_list_organizations', { token });
+    assert.deepEqual(bare.json.organizations.map((one) => one.organization_id), found, `${level} ${org} /rpc`);
+  }
+});
+
 test('a token without a claim finds nothing, an admin everything', async () => {
   for (const table of TABLES) {
     const nothing = await askPostgrest(`/${table}?select=organization_id`, { claim: false });
@@ -250,7 +274,7 @@ test('a level reaches its own functions and none of the others, as /rpc either',
     WHERE d.refclassid = 'pg_extension'::regclass AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
       AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'clinisync')`)).split('\n');
   const levels = {
-    viewer: ['cliniko_sync_logs', 'cliniko_status', 'cliniko_active_patients'],
+    viewer: ['cliniko_sync_logs', 'cliniko_status', 'cliniko_list_organizations', 'cliniko_active_patients'],
     manager: ['cliniko_sync_all', 'cliniko_sync', 'cliniko_sync_changes', 'cliniko_cancel_sync', 'cliniko_test_connection'],
     admin: ['cliniko_connect', 'cliniko_disconnect', 'cliniko_set_sync_enabled', 'cliniko_sync_all_organizations'],
   };

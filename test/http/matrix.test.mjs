@@ -51,6 +51,17 @@ const STATUSES = `
   manager  manager   200 404   404     400   400  404    404  404   404     400       400   404
   manager  admin     200 200   404     400   400  404    404  404   404     400       400   404`;
 
+// The one endpoint that no id follows: a status, or the organizations that the caller finds.
+const LISTS = {
+  nobody: 401,
+  expired: 401,
+  forged: 401,
+  claimless: [],
+  viewer: ['mine'],
+  manager: ['mine'],
+  admin: ['held', 'held-too', 'mine', 'theirs'],
+};
+
 /** The table as { needs, caller, [id]: status } for each row. */
 function readTable(text) {
   const [names, ...rows] = text.trim().split('\n').map((line) => line.trim().split(/\s+/));
@@ -107,6 +118,29 @@ for (const [method, endpoint, needs] of ENDPOINTS) {
     assert.deepEqual(seen, expected);
   });
 }
+
+for (const method of ['GET', 'HEAD']) {
+  test(`${method} organizations: each caller finds those that it may see`, async () => {
+    for (const [caller, expected] of Object.entries(LISTS)) {
+      const answer = await call(db.api.url, method, '/api/v1/cliniko/organizations', { token: await tokenOf(caller, 'mine') });
+      assert.equal(answer.status, Array.isArray(expected) ? 200 : expected, caller);
+      if (answer.status !== 200 || method === 'HEAD') continue;
+      assert.deepEqual(answer.json, {
+        organizations: expected.map((id) => ({ organization_id: id, name: null, sync_enabled: true, connected: true })),
+        has_more: false,
+      }, caller);
+    }
+  });
+}
+
+test('no id follows organizations', async () => {
+  const token = await db.token('admin');
+  for (const id of Object.values(IDS)) {
+    const answer = await call(db.api.url, 'GET', `/api/v1/cliniko/organizations/${id ?? 'mine'}`, { token });
+    assert.equal(answer.status, 404, id);
+    assert.equal(answer.json.details, 'ENDPOINT_NOT_FOUND', id);
+  }
+});
 
 test('the table has every kind of caller and of organization', () => {
   const rows = readTable(STATUSES);

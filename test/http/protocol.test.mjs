@@ -52,6 +52,7 @@ test('every path of the description answers', async () => {
 test('other methods are refused, with those that there are', async () => {
   for (const [path, methods, allow] of [
     [`${API}/status/clinic`, ['POST', 'PUT', 'PATCH', 'DELETE'], 'GET, HEAD, OPTIONS'],
+    [`${API}/organizations`, ['POST', 'PUT', 'PATCH', 'DELETE'], 'GET, HEAD, OPTIONS'],
     [`${API}/sync-all/clinic`, ['GET', 'HEAD', 'PUT', 'PATCH', 'DELETE'], 'POST, OPTIONS'],
   ]) {
     for (const method of methods) {
@@ -73,6 +74,7 @@ test('the old path works as before, and says what to use instead', async () => {
 
 test('what is nowhere is 404, in the shape of every other error', async () => {
   for (const path of ['/', '/api', '/api/v1', API, `${API}/`, `${API}/sync-all`, `${API}/nothing/clinic`,
+    `${API}/organizations/`, `${API}/organizations/?x`, `${API}/organizationsx`, `${API}/organizations%2F`, `${API}/organizations;x`,
     '/rpc/cliniko_status?org=clinic', '/patients', '/nginx.conf', '/access.log', '/api/v1/openapi.yaml/x',
     '/api/v1/../nginx.conf', `${API}/../../../nginx.conf`, '/API/V1/CLINIKO/status/clinic']) {
     const answer = await ask('GET', path);
@@ -86,7 +88,7 @@ test('what is no request is an error in JSON, too', async () => {
   assert.equal(tooLong.status, 414);
   const tooLarge = await ask('POST', `${API}/sync-all/clinic`, { body: 'x'.repeat(5000) });
   assert.equal(tooLarge.status, 413);
-  for (const path of [`${API}/status/%`, `${API}/status/%zz`, `${API}/status/%00`, `${API}/status/clinic?search=%c0%af`,
+  for (const path of [`${API}/status/%`, `${API}/status/%zz`, `${API}/status/%00`, `${API}/status/clinic?search=%c0%af`, `${API}/organizations?search=%c0%af`,
     `${API}/status/clinic?a;b`, `${API}/status/a&b`, `${API}/status/a+b`, `${API}/status/clinic/x`]) {
     assert.equal((await ask('GET', path)).status, 400, path);
   }
@@ -123,6 +125,10 @@ test('a script of an origin that was named may call, and read the headers that m
     assert.equal(preflight.headers['access-control-allow-origin'], origin);
     assert.equal(preflight.headers['access-control-allow-methods'], 'POST, OPTIONS');
     assert.match(preflight.headers['access-control-allow-headers'], /Authorization/);
+    const list = await call(api.url, 'OPTIONS', `${API}/organizations`, { headers: { origin } });
+    assert.equal(list.status, 204);
+    assert.equal(list.headers['access-control-allow-origin'], origin);
+    assert.equal(list.headers['access-control-allow-methods'], 'GET, HEAD, OPTIONS');
     const answers = await Promise.all([token, undefined].map((one) =>
       call(api.url, 'GET', `${API}/status/clinic`, { token: one, headers: { origin } })));
     assert.deepEqual(answers.map(({ status }) => status), [200, 401]);
@@ -152,15 +158,17 @@ test('a client may start ten syncs a minute, and another client meanwhile too', 
 
 test('a client may make 120 other requests a minute; preflights are not counted', async () => {
   const from = newAddress();
-  const read = () => ask('GET', `${API}/status/clinic`, { from });
+  const read = (path = 'status/clinic') => ask('GET', `${API}/${path}`, { from });
   for (let n = 0; n < 20; n++) await ask('OPTIONS', `${API}/status/clinic`, { from, headers: { origin: 'https://x.example' } });
   const statuses = [];
   for (let n = 0; n < 120; n++) statuses.push((await read()).status);
   assert.deepEqual(new Set(statuses), new Set([200]));
   // two a second become free again
-  let refused = false;
-  for (let n = 0; n < 120 && !refused; n++) refused = (await read()).status === 429;
-  assert.ok(refused);
+  for (const path of ['status/clinic', 'organizations']) {
+    let refused = false;
+    for (let n = 0; n < 120 && !refused; n++) refused = (await read(path)).status === 429;
+    assert.ok(refused, path);
+  }
 });
 
 test('no log has a query string, a body or a token in it', async () => {

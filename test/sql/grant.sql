@@ -86,6 +86,7 @@ SELECT * FROM seen;
 -- of the claims in a token, one counts
 SET LOCAL ROLE regress_clinisync_viewer;
 SELECT * FROM seen;
+SELECT public.cliniko_list_organizations();
 SELECT claims, pg_temp.attempt(format($$
 	SELECT concat_ws(' ', set_config('request.jwt.claims', %L, true),
 		(SELECT string_agg(organization_id, ',') FROM public.cliniko_organizations),
@@ -117,6 +118,7 @@ SELECT cliniko_grant('regress_clinisync_viewer', 'viewer') ->> 'level';
 
 -- nothing is written, whatever is tried, and no function of the viewer's sees another's rows
 SET LOCAL ROLE regress_clinisync_viewer;
+SELECT public.cliniko_list_organizations();
 SELECT pg_temp.attempt(command) FROM unnest(ARRAY[
 	$$ INSERT INTO public.patients (organization_id, cliniko_patient_id) VALUES ('clinic', 3) $$,
 	$$ UPDATE public.patients SET notes = 'x' $$,
@@ -162,6 +164,7 @@ RESET clinisync.org_claim;
 -- an admin sees every organisation, whatever its token says, and so does a table's owner
 SET LOCAL ROLE regress_clinisync_admin;
 SELECT * FROM seen;
+SELECT jsonb_path_query_array(public.cliniko_list_organizations(), '$.organizations[*].organization_id');
 SELECT public.cliniko_connect('new', 'MS0xMjM0-au1') ->> 'message';
 SELECT public.cliniko_set_sync_enabled('new', false) ->> 'message';
 SELECT pg_temp.attempt($$ SELECT public.cliniko_sync_all('new') $$);
@@ -177,6 +180,7 @@ SELECT cliniko_grant('regress_clinisync_admin', 'viewer') ->> 'level';
 SET LOCAL ROLE regress_clinisync_admin;
 SET LOCAL request.jwt.claims = '{"org_id": "clinic"}';
 SELECT * FROM seen;
+SELECT jsonb_path_query_array(public.cliniko_list_organizations(), '$.organizations[*].organization_id');
 SELECT pg_temp.attempt($$ SELECT public.cliniko_connect('clinic', 'MS0xMjM0-au1') $$);
 RESET ROLE;
 SELECT DISTINCT polname, array(SELECT r::regrole FROM unnest(polroles) r) FROM pg_policy WHERE polname LIKE 'cliniko\_%' ORDER BY polname;

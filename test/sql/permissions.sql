@@ -62,6 +62,7 @@ SELECT call, pg_temp.refusal(format('SELECT public.%s(%L)', call, 'clinic'))
 FROM unnest('{cliniko_sync_all, cliniko_sync, cliniko_cancel_sync, cliniko_disconnect, cliniko_test_connection,
 	cliniko_sync_logs, cliniko_status, cliniko_active_patients}'::text[]) AS call;
 SELECT pg_temp.refusal('SELECT public.cliniko_sync_all_organizations()');
+SELECT pg_temp.refusal('SELECT public.cliniko_list_organizations()');
 RESET ROLE;
 
 -- who can see one can act on it, with the functions' hands alone, and never reads a key

@@ -1,6 +1,7 @@
 --
--- What front ends read: cliniko_sync_logs(), cliniko_status() and
--- cliniko_active_patients(), on rows that are put there by hand.
+-- What front ends read: cliniko_sync_logs(), cliniko_status(),
+-- cliniko_list_organizations() and cliniko_active_patients(), on rows that are
+-- put there by hand.
 --
 \pset format unaligned
 \pset tuples_only on
@@ -70,8 +71,10 @@ SELECT refusal, count(*)
 FROM unnest('{cliniko_sync_logs,cliniko_status,cliniko_active_patients}'::text[]) AS call,
 	pg_temp.attempt(format('SELECT %s(%L)', call, 'clinic')) AS refusal
 GROUP BY refusal;
+SELECT pg_temp.attempt('SELECT cliniko_list_organizations()');
 
 SELECT cliniko_setup() ->> 'message';
+SELECT cliniko_list_organizations();
 INSERT INTO cliniko_organizations (organization_id) VALUES ('clinic'), ('other'), ('empty');
 
 --
@@ -199,6 +202,39 @@ END
 $$;
 
 --
+-- cliniko_list_organizations
+--
+SAVEPOINT listed;
+
+-- by name, those of one name by id, those without one last; connected is who has a key
+UPDATE cliniko_organizations SET name = 'Zq Physio' WHERE organization_id = 'clinic';
+INSERT INTO cliniko_organizations (organization_id, name, sync_enabled) VALUES ('a', NULL, true), ('z', 'Harbour', false), ('x', 'Harbour', true);
+SELECT cliniko_connect(org, 'MS0xMjM0-au1') ->> 'success' FROM unnest('{clinic,x,empty}'::text[]) AS org;
+SELECT cliniko_disconnect('empty') ->> 'success';
+SELECT jsonb_array_elements(cliniko_list_organizations() -> 'organizations');
+
+-- a table that was there before may not say whether sync is enabled: it is
+ALTER TABLE cliniko_organizations ALTER COLUMN sync_enabled DROP NOT NULL;
+UPDATE cliniko_organizations SET sync_enabled = NULL WHERE organization_id = 'z';
+SELECT jsonb_path_query(cliniko_list_organizations(), '$.organizations[*] ? (@.organization_id == "z").sync_enabled');
+
+-- a thousand at most
+INSERT INTO cliniko_organizations (organization_id, name) SELECT n, to_char(n, 'FM0000') FROM generate_series(1, 994) AS n;
+CREATE FUNCTION pg_temp.listed() RETURNS text LANGUAGE sql AS $$
+	SELECT format('%s, the last %s, has_more: %s', jsonb_array_length(answer -> 'organizations'),
+				  answer #> '{organizations,-1,organization_id}', answer -> 'has_more')
+	FROM public.cliniko_list_organizations() AS answer
+$$;
+SELECT pg_temp.listed();
+INSERT INTO cliniko_organizations (organization_id, name) VALUES ('one more', '0000');
+SELECT pg_temp.listed();
+
+-- without one of its columns
+ALTER TABLE cliniko_organizations RENAME COLUMN shard TO region;
+SELECT pg_temp.attempt('SELECT cliniko_list_organizations()');
+ROLLBACK TO listed;
+
+--
 -- cliniko_active_patients
 --
 
@@ -231,12 +267,13 @@ SELECT max_rows, skip_rows, pg_temp.attempt(format('SELECT cliniko_active_patien
 FROM (VALUES (0, 0), (-1, 0), (501, 0), (NULL, 0), (50, -1), (50, NULL)) AS pages (max_rows, skip_rows);
 
 --
--- All three only read: a GET runs in a transaction that may do nothing else
+-- All four only read: a GET runs in a transaction that may do nothing else
 --
 INSERT INTO sync_logs (organization_id, id, operation_type, status) VALUES ('clinic', 4000, 'full_patients', 'running');
 SET TRANSACTION READ ONLY;
 SELECT pg_temp.logs(cliniko_sync_logs('clinic', 1));
 SELECT cliniko_status('clinic') ->> 'sync_status';
+SELECT cliniko_list_organizations() -> 'has_more';
 SELECT pg_temp.patients(cliniko_active_patients('clinic', 1));
 
 ROLLBACK;

@@ -46,7 +46,7 @@ sub can_be_read_but_not_used
 	$primary->node->wait_for_catchup($standby->node);
 	for my $call (
 		q(cliniko_sync_logs('clinic')), q(cliniko_status('clinic')),
-		q(cliniko_active_patients('clinic', 500)))
+		q(cliniko_list_organizations()), q(cliniko_active_patients('clinic', 500)))
 	{
 		is_deeply($standby->call($call), $primary->call($call), "$test: $call");
 	}
