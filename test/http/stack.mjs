@@ -113,12 +113,13 @@ async function findNginx() {
   return access(debian).then(() => debian, () => 'nginx');
 }
 
-async function startNginx(directory, options) {
+async function startNginx(directory, { panel, ...options }) {
   const nginx = await findNginx();
   return startOnFreePorts(async (port) => {
     const text = await readFile(join(HTTP, 'nginx.conf'), 'utf8');
     await writeFile(join(directory, 'nginx.conf'), adapt(text, { port, ...options }));
     await cp(join(HTTP, 'openapi.yaml'), join(directory, 'openapi.yaml'));
+    if (panel) await cp(panel, join(directory, 'panel'), { recursive: true });
     const child = new Child(nginx, ['-p', directory, '-c', 'nginx.conf', '-e', 'error.log', '-g', 'daemon off;']);
     try {
       // nginx tries a port that is taken for seconds; it writes this file only when the port is its own
@@ -135,10 +136,11 @@ async function startNginx(directory, options) {
 
 /**
  * Starts both. database: its name; role: who PostgREST logs in as; jwtSecret: what tokens are signed
- * with; unlimited: without limits on how often a client may ask; origin: whose scripts may call;
- * environment: more of PostgREST's settings. Answers where they are ({ url, postgrestUrl }), nginx's logs by name, and stop().
+ * with; unlimited: without limits on how often a client may ask; origin: whose scripts may call; panel: a
+ * directory with the files of the admin panel; environment: more of PostgREST's settings. Answers where
+ * they are ({ url, postgrestUrl }), nginx's logs by name, and stop().
  */
-export async function startRestApi({ database, role, jwtSecret, unlimited = false, origin, environment = {} }) {
+export async function startRestApi({ database, role, jwtSecret, unlimited = false, origin, panel, environment = {} }) {
   const directory = await mkdtemp(join(tmpdir(), 'clinisync-http-'));
   const children = [];
   const stop = async () => {
@@ -148,7 +150,7 @@ export async function startRestApi({ database, role, jwtSecret, unlimited = fals
   try {
     const postgrest = await startPostgrest(database, role, jwtSecret, environment);
     children.push(postgrest.child);
-    const nginx = await startNginx(directory, { upstream: postgrest.port, unlimited, origin });
+    const nginx = await startNginx(directory, { upstream: postgrest.port, unlimited, origin, panel });
     children.push(nginx.child);
     return {
       url: `http://127.0.0.1:${nginx.port}`,
