@@ -38,6 +38,8 @@ DATA_built = sql/clinisync--$(EXTVERSION).sql
 REGRESS = $(sort $(basename $(notdir $(wildcard test/sql/*.sql))))
 REGRESS_OPTS = --inputdir=test
 
+EXTRA_CLEAN = panel/dist panel/src/openapi.d.ts panel/node_modules
+
 # Every extension's library shares one namespace in the server, so nothing is
 # visible in it but what PostgreSQL calls. PostgreSQL 16 and later mark that
 # themselves; for 15 PGDLLEXPORT has to be told what it means.
@@ -70,6 +72,10 @@ test demo bench fuzz:
 soak:
 	@test/run soak $(SECONDS)
 
+panel:
+	npm ci --prefix panel --ignore-scripts --no-audit --no-fund
+	npm run --prefix panel build
+
 lint:
 	shellcheck .ci/run test/run test/fuzz/run
 
@@ -77,6 +83,7 @@ help:
 	@echo 'make               build the extension'
 	@echo 'make install       install it into the PostgreSQL that pg_config names'
 	@echo 'make installcheck  run the SQL tests against the running server that PGHOST and PGPORT name'
+	@echo 'make panel         build the admin panel into panel/dist, with npm'
 	@echo 'make demo          watch 648 patients arrive in a throwaway database'
 	@echo 'make test          run every test in throwaway databases'
 	@echo '                   (SANITIZE=1: with sanitizers in the server)'
@@ -86,4 +93,4 @@ help:
 	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean test soak demo bench fuzz lint help
+.PHONY: all install installcheck clean test soak panel demo bench fuzz lint help

@@ -1,13 +1,14 @@
 // The demo's show: a simulated clinic, its first sync, a progress bar that knows nothing but what
-// cliniko_sync_logs answers, and the REST API with three requests to it. test/run starts it beside a
-// throwaway PostgreSQL server that PGHOST, PGPORT and PGUSER name. With --stay it leaves everything
-// running until it is stopped.
+// cliniko_sync_logs answers, the REST API with three requests to it, and the admin panel with two clinics
+// more: a large one, and one whose key is wrong. test/run starts it beside a throwaway PostgreSQL server
+// that PGHOST, PGPORT and PGUSER name. With --stay it leaves everything running until it is stopped.
 
 import { execFile, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { issueToken } from '../http/token.mjs';
 import { startSimulator } from './cliniko/cliniko.mjs';
@@ -18,6 +19,11 @@ const ORGANIZATION = 'my-clinic';
 const KEY = 'MS0xLWRlbW8tY2xpbmlj-au1';
 const CONTACT = 'demo@clinic.example';
 const CLINIC = { patients: 636, archived: 12, latency_ms: 300 };
+const OTHERS = [
+  { organization: 'large-clinic', name: 'Large Clinic', key: 'MS0yLWxhcmdlLWNsaW5pYw-au1', account: { patients: 5_100, archived: 100, latency_ms: 300 } },
+  { organization: 'wrong-key', name: 'Clinic with a Wrong Key', key: 'MS0zLXdyb25nLWtleQ-au1' },
+];
+const PANEL = fileURLToPath(new URL('../panel/dist', import.meta.url));
 const PAGE_SIZE = 100;
 const POLL_MS = 100;
 const NARROWEST_BAR = 10;
@@ -28,6 +34,7 @@ const WORD_WIDTHS = [9, 20, 16];
 const LONGEST_SYNC_MS = 300_000;
 const LOGIN = 'demo_authenticator';
 const ROLE = 'demo_manager';
+const ADMIN = 'demo_admin';
 const TOKEN_LIFE = '1d';
 const SHOWN_OF_ANSWER = 160;
 
@@ -125,10 +132,10 @@ class Progress {
   }
 }
 
-async function openClinic(simulator) {
-  const response = await fetch(`${simulator.url}/control/accounts/${encodeURIComponent(KEY)}`, {
+async function openClinic(simulator, key, account) {
+  const response = await fetch(`${simulator.url}/control/accounts/${encodeURIComponent(key)}`, {
     method: 'PUT',
-    body: JSON.stringify(CLINIC),
+    body: JSON.stringify(account),
   });
   if (!response.ok) throw new Failure(`the simulator refused the clinic: ${await response.text()}`);
 }
@@ -209,16 +216,36 @@ async function reportComparison(simulator, log) {
   announce('', `the sync took ${ratio} x of the bare requests`);
 }
 
-/** Puts the REST API in front of the database, for a role that may do all that a front end does. */
+/** Connects the clinics that the panel shows beside the first. */
+async function connectOthers(simulator, database) {
+  for (const { organization, name, key, account } of OTHERS) {
+    if (account) await openClinic(simulator, key, account);
+    await database.ask(`SELECT cliniko_connect('${organization}', '${key}', '${name}')`);
+  }
+}
+
+/**
+ * Puts the REST API in front of the database, for a role that may do all that a front end does, and for an
+ * admin, who sees every clinic in the panel.
+ */
 async function serveRestApi(database) {
   const jwtSecret = randomBytes(32).toString('hex');
   await database.run(`CREATE ROLE ${LOGIN} LOGIN NOINHERIT`);
-  await database.run(`CREATE ROLE ${ROLE}`);
-  await database.run(`GRANT ${ROLE} TO ${LOGIN}`);
-  await database.ask(`SELECT cliniko_grant('${ROLE}', 'manager')`);
-  const api = await startRestApi({ database: DATABASE, role: LOGIN, jwtSecret });
+  for (const [role, level] of [[ROLE, 'manager'], [ADMIN, 'admin']]) {
+    await database.run(`CREATE ROLE ${role}`);
+    await database.run(`GRANT ${role} TO ${LOGIN}`);
+    await database.ask(`SELECT cliniko_grant('${role}', '${level}')`);
+  }
+  const api = await startRestApi({ database: DATABASE, role: LOGIN, jwtSecret, panel: PANEL });
   const token = await issueToken(jwtSecret, { role: ROLE, org: ORGANIZATION, expires: TOKEN_LIFE });
-  return { url: `${api.url}/api/v1/cliniko`, token };
+  const adminToken = await issueToken(jwtSecret, { role: ADMIN, expires: TOKEN_LIFE });
+  return { url: `${api.url}/api/v1/cliniko`, token, panelUrl: `${api.url}/#token=${adminToken}` };
+}
+
+function showPanel({ panelUrl }) {
+  console.log();
+  announce('Panel', 'three clinics in a browser, signed in for a day:\n');
+  console.log(`  ${panelUrl}`);
 }
 
 /** Prints requests as one would type them, does what was printed, and prints the answers. */
@@ -249,7 +276,7 @@ function inviteToLook() {
 
 async function show(progress, onDone) {
   const simulator = await startSimulator();
-  await openClinic(simulator);
+  await openClinic(simulator, KEY, CLINIC);
   const database = await connectClinic(simulator);
   announce('Syncing', `SELECT cliniko_sync_all('${ORGANIZATION}')\n`);
   await database.ask(`SELECT cliniko_sync_all('${ORGANIZATION}')`);
@@ -263,7 +290,10 @@ async function show(progress, onDone) {
   reportRun(log);
   await reportStatus(database);
   await reportComparison(simulator, log);
-  await showRequests(await serveRestApi(database));
+  await connectOthers(simulator, database);
+  const api = await serveRestApi(database);
+  await showRequests(api);
+  showPanel(api);
   console.log();
   await database.close();
   onDone();

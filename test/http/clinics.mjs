@@ -106,7 +106,7 @@ class Clinics {
     await this.untilDone(org);
   }
 
-  async open({ clinics, unlimited }) {
+  async open({ clinics, unlimited, panel }) {
     this.simulator = await startSimulator();
     await psql('postgres', `CREATE DATABASE ${this.name}`);
     await this.sql(`
@@ -123,7 +123,7 @@ class Clinics {
         GRANT ${this.role(level)} TO ${this.role('authenticator')};
         SELECT cliniko_grant('${this.role(level)}', '${level}');`);
     for (const [org, account] of Object.entries(clinics)) await this.addClinic(org, account);
-    this.api = await this.startAnotherApi({ unlimited });
+    this.api = await this.startAnotherApi({ unlimited, panel });
   }
 
   /** PostgREST and nginx once more, in front of the same database. */
@@ -142,7 +142,7 @@ class Clinics {
 
 /**
  * Makes all that; close() ends it. clinics: the simulator's options of each account, by organization;
- * unlimited: without limits on how often a client may ask.
+ * unlimited: without limits on how often a client may ask; panel: the admin panel's files.
  */
 export async function openClinics(name, options) {
   const clinics = new Clinics(name);

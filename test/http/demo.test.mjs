@@ -1,4 +1,4 @@
-// The demo's three requests work as pasted.
+// The demo's three requests work as pasted, and so does the admin panel's address.
 
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
@@ -32,10 +32,16 @@ test('make demo prints three curl commands that work as pasted', async () => {
     assert.equal(answers[0].patient_counts.synced_to_database, 648);
     assert.equal(answers[1].operation_type, 'incremental_patients');
     assert.equal(answers[2].patients.length, 1);
+
+    const [, origin, token] = /^ *(http\S+)\/#token=(\S+)$/m.exec(printed);
+    assert.match(await (await fetch(`${origin}/`)).text(), /<title>Patient sync<\/title>/);
+    const list = await fetch(`${origin}/api/v1/cliniko/organizations`, { headers: { Authorization: `Bearer ${token}` } });
+    assert.deepEqual((await list.json()).organizations.map(({ name }) => name),
+      ['Clinic with a Wrong Key', 'Large Clinic', 'My Clinic']);
   } finally {
     demo.kill('SIGTERM');
     await once(demo, 'close');
     await psql('postgres', 'DROP DATABASE my_clinic WITH (FORCE)');
-    await psql('postgres', 'DROP ROLE demo_authenticator, demo_manager');
+    await psql('postgres', 'DROP ROLE demo_authenticator, demo_manager, demo_admin');
   }
 });

@@ -1,0 +1,147 @@
+// The panel shows the state of the database, whatever happens to the page, the network or the session.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { button, card, openPanel, progressbar, shows } from './browser.mjs';
+
+let panel;
+before(async () => {
+  panel = await openPanel('truth', {
+    clinics: { reloaded: { patients: 300 }, tabs: { patients: 300 }, cut: { patients: 300 }, expired: { patients: 300 },
+      hidden: { patients: 300 }, large: { patients: 5_200 } },
+  });
+});
+after(() => panel.close());
+
+/** A page with a run that is held with 100 of 300 stored. */
+async function heldRun(org, options) {
+  const { db } = panel;
+  await db.hold(org, [2]);
+  const page = await panel.signIn('manager', org, options);
+  await button(page, 'Sync all patients').click();
+  await db.awaitHeld(org, 2);
+  await shows(card(page, 'Sync'), '100 / 300');
+  return page;
+}
+
+async function isCompleted(page) {
+  await shows(card(page, 'Sync'), 'Completed: 300 patients in');
+}
+
+test('a page that is reloaded in mid-run shows the run', async () => {
+  const page = await heldRun('reloaded');
+  await page.reload();
+  await shows(card(page, 'Sync'), '100 / 300');
+  assert.equal(await progressbar(page).getAttribute('aria-valuenow'), '33.3');
+  await panel.db.letGo('reloaded', 2);
+  await isCompleted(page);
+});
+
+test('a second tab sees what the first one starts and cancels', async () => {
+  const context = await panel.context();
+  const second = await panel.signIn('manager', 'tabs', { context });
+  await shows(card(second, 'Sync'), 'No sync has run yet.');
+  const first = await heldRun('tabs', { context });
+  await shows(card(second, 'Sync'), '100 / 300');
+  await button(second, 'Cancel').click();
+  await shows(card(first, 'Sync'), 'Cancelled; 100 patients had been stored');
+  await panel.db.letGo('tabs', 2);
+});
+
+test('a lost connection is said to be one, and no run fails by it', async () => {
+  const { db } = panel;
+  const context = await panel.context();
+  const page = await heldRun('cut', { context });
+  await context.setOffline(true);
+  await shows(page.getByRole('alert'), 'No connection to the server.');
+  await shows(page.getByRole('alert'), 'What you see is how it stood at');
+  assert.equal(await page.getByText('The last sync failed').count(), 0);
+  await shows(card(page, 'History').getByRole('row'), 'Running');
+  await db.letGo('cut', 2);
+  await db.untilDone('cut');
+  await shows(card(page, 'Sync'), '100 / 300');
+  await context.setOffline(false);
+  await isCompleted(page);
+  assert.equal(await page.getByText('No connection to the server.').count(), 0);
+});
+
+test('a session that ends in mid-run is said to have ended, and a new one shows the run', async () => {
+  const { db } = panel;
+  // PostgREST accepts a token for 30 s after its end
+  const token = await db.token('manager', 'expired', { expires: new Date(Date.now() - 24_000) });
+  const page = await heldRun('expired', { token });
+  await shows(page.getByRole('heading'), 'Your session has ended');
+  await db.letGo('expired', 2);
+  await db.untilDone('expired');
+  await page.getByLabel('Access token').fill('nonsense');
+  await page.getByRole('button', { name: 'Sign in' }).click();
+  await shows(page.locator('form'), 'This is no token');
+  await page.getByLabel('Access token').fill(await db.token('manager', 'expired'));
+  await page.getByRole('button', { name: 'Sign in' }).click();
+  await isCompleted(page);
+});
+
+test('a hidden tab asks for nothing, and knows how it stands when it is shown again', async () => {
+  const { db } = panel;
+  const page = await heldRun('hidden');
+  const setVisibility = (state) =>
+    page.evaluate((value) => {
+      Object.defineProperty(document, 'visibilityState', { value, configurable: true });
+      document.dispatchEvent(new Event('visibilitychange'));
+    }, state);
+  await page.clock.install();
+  await setVisibility('hidden');
+  let asked = 0;
+  page.on('request', () => asked++);
+  await db.letGo('hidden', 2);
+  await db.untilDone('hidden');
+  await page.clock.runFor(600_000);
+  assert.equal(asked, 0, 'nothing in ten minutes');
+  await setVisibility('visible');
+  await isCompleted(page);
+});
+
+test('a run is looked at every two seconds, and an idle clinic every thirty', async () => {
+  const context = await panel.context();
+  const page = await context.newPage();
+  await page.clock.install();
+  let looks = 0;
+  page.on('request', (request) => (looks += request.url().includes('limit=1') && !request.url().includes('limit=1&')));
+  await page.goto(`${panel.url}#token=${await panel.db.token('viewer', 'hidden')}`);
+  await isCompleted(page);
+  for (let n = 0; n < 4; n++) {
+    const look = page.waitForResponse(/sync-logs/);
+    await page.clock.runFor(30_000);
+    await look;
+  }
+  assert.equal(looks, 4);
+});
+
+test('a run of 5,200 leaves the page responsive, and its percentage never falls', async () => {
+  const { db } = panel;
+  const page = await panel.signIn('manager', 'large');
+  await shows(card(page, 'Sync'), 'No sync has run yet.');
+  await page.evaluate(() => {
+    window.longTasks = [];
+    new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map(({ duration }) => duration)))
+      .observe({ type: 'longtask', buffered: false });
+    window.percents = [];
+    new MutationObserver(() => {
+      const value = document.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow');
+      if (value) window.percents.push(Number(value));
+    }).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ['aria-valuenow'] });
+  });
+  // so that the page has time to see it under way
+  await db.hold('large', [10, 25, 40]);
+  await button(page, 'Sync all patients').click();
+  for (const [request, stored] of [[10, '900'], [25, '2,400'], [40, '3,900']]) {
+    await db.awaitHeld('large', request);
+    await shows(card(page, 'Sync'), `${stored} / 5,200`);
+    await db.letGo('large', request);
+  }
+  await shows(card(page, 'Sync'), 'Completed: 5,200 patients in');
+  const { percents, longTasks } = await page.evaluate(() => ({ percents: window.percents, longTasks: window.longTasks }));
+  assert.ok(percents.length >= 3, `${percents}`);
+  assert.deepEqual(percents, [...percents].sort((a, b) => a - b));
+  assert.deepEqual(longTasks.filter((ms) => ms >= 100), [], 'no task of 100 ms or more');
+});
