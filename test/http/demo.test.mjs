@@ -6,6 +6,7 @@ import { once } from 'node:events';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { card, launchBrowser, shows } from '../panel/browser.mjs';
 import { psql } from './clinics.mjs';
 
 const DEMO = fileURLToPath(new URL('../demo.mjs', import.meta.url));
@@ -21,6 +22,30 @@ async function startDemo() {
   throw new Error(`the demo ended:\n${printed}`);
 }
 
+/** Does in the panel what one would try first. */
+async function usePanel(address) {
+  const browser = await launchBrowser();
+  try {
+    const page = await browser.newPage();
+    await page.goto(address);
+    const chooser = page.getByLabel('Clinic');
+    await chooser.waitFor();
+    assert.deepEqual(await chooser.locator('option').allInnerTexts(), ['Clinic with a Wrong Key', 'Large Clinic', 'My Clinic']);
+    await chooser.selectOption('Clinic with a Wrong Key');
+    await page.getByRole('button', { name: 'Test the connection' }).click();
+    await shows(card(page, 'Connection to Cliniko'), 'Cliniko does not accept the API key');
+    await chooser.selectOption('My Clinic');
+    await shows(card(page, 'Patients'), /Synced648/);
+    await chooser.selectOption('Large Clinic');
+    await page.getByRole('button', { name: 'Sync all patients' }).click();
+    await shows(card(page, 'Sync'), / 5,200/);
+    await page.getByRole('button', { name: 'Cancel' }).click();
+    await shows(card(page, 'Sync'), 'Cancelled');
+  } finally {
+    await browser.close();
+  }
+}
+
 test('make demo prints three curl commands that work as pasted', async () => {
   const { demo, printed } = await startDemo();
   try {
@@ -33,11 +58,7 @@ test('make demo prints three curl commands that work as pasted', async () => {
     assert.equal(answers[1].operation_type, 'incremental_patients');
     assert.equal(answers[2].patients.length, 1);
 
-    const [, origin, token] = /^ *(http\S+)\/#token=(\S+)$/m.exec(printed);
-    assert.match(await (await fetch(`${origin}/`)).text(), /<title>Patient sync<\/title>/);
-    const list = await fetch(`${origin}/api/v1/cliniko/organizations`, { headers: { Authorization: `Bearer ${token}` } });
-    assert.deepEqual((await list.json()).organizations.map(({ name }) => name),
-      ['Clinic with a Wrong Key', 'Large Clinic', 'My Clinic']);
+    await usePanel(/^ *(http\S+\/#token=\S+)$/m.exec(printed)[1]);
   } finally {
     demo.kill('SIGTERM');
     await once(demo, 'close');

@@ -63,15 +63,18 @@ class Panel {
   }
 }
 
-/** Starts all that. options: those of openClinics(). */
-export async function openPanel(name, options) {
-  const db = await openClinics(`panel_${name}`, { unlimited: true, panel: DIST, ...options });
-  const browser = await chromium.launch({
+export function launchBrowser() {
+  return chromium.launch({
     executablePath: CHROMIUM,
     // the pages are ours alone, and a sandbox needs privileges that a container may lack
     args: ['--no-sandbox', '--disable-dev-shm-usage', '--force-color-profile=srgb'],
   });
-  return new Panel(db, browser);
+}
+
+/** Starts all that. options: those of openClinics(). */
+export async function openPanel(name, options) {
+  const db = await openClinics(`panel_${name}`, { unlimited: true, panel: DIST, ...options });
+  return new Panel(db, await launchBrowser());
 }
 
 /** Waits until a locator shows a text, or a text like this. */

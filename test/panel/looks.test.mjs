@@ -52,6 +52,15 @@ const VIEWS = {
       await shows(card(page, 'Sync'), 'The last sync failed');
     },
   },
+  offline: {
+    org: 'done',
+    there: async (page) => {
+      await shows(card(page, 'Active patients'), '1 to 25 of 600');
+      await page.context().setOffline(true);
+      await page.evaluate(() => window.dispatchEvent(new Event('online')));
+      await shows(page.getByRole('alert'), 'No connection to the server.');
+    },
+  },
   'choose-clinic': { there: (page) => page.getByLabel('Clinic').waitFor() },
   'sign-in': { token: 'none', there: (page) => shows(page.getByRole('heading'), 'Your session has ended') },
 };
@@ -88,6 +97,16 @@ test('everything can be reached by keyboard, in a sensible order', async () => {
   }
   assert.deepEqual(reached.slice(0, 9), ['Sign out', 'Sync all patients again', 'Sync changes only', 'Activity', 'Test the connection',
     'List of runs', 'Search by name or e-mail address', 'List of active patients', 'Next']);
+});
+
+test('progress is announced politely, and moves only where motion is welcome', async () => {
+  const still = await panel.signIn('viewer', 'running', { reducedMotion: 'reduce' });
+  await shows(still.getByRole('status'), 'Storing 648 patients, 40 %');
+  const transition = (page) => page.locator('.bar-fill').evaluate((bar) => getComputedStyle(bar).transitionDuration);
+  assert.equal(await transition(still), '0s');
+  const moving = await panel.signIn('viewer', 'running', { reducedMotion: 'no-preference' });
+  await shows(card(moving, 'Sync'), '300 / 648');
+  assert.equal(await transition(moving), '0.4s');
 });
 
 test('times are in the viewer\'s zone, numbers in the viewer\'s locale', async () => {

@@ -8,7 +8,7 @@ let panel;
 before(async () => {
   panel = await openPanel('truth', {
     clinics: { reloaded: { patients: 300 }, tabs: { patients: 300 }, cut: { patients: 300 }, expired: { patients: 300 },
-      hidden: { patients: 300 }, large: { patients: 5_200 } },
+      hidden: { patients: 300 }, asleep: { patients: 300 }, large: { patients: 5_200 } },
   });
 });
 after(() => panel.close());
@@ -99,6 +99,48 @@ test('a hidden tab asks for nothing, and knows how it stands when it is shown ag
   assert.equal(asked, 0, 'nothing in ten minutes');
   await setVisibility('visible');
   await isCompleted(page);
+});
+
+test('a laptop that was asleep shows how it stands when it wakes up', async () => {
+  const { db } = panel;
+  const context = await panel.context();
+  const page = await context.newPage();
+  await page.clock.install();
+  await db.hold('asleep', [2]);
+  await db.sql("SELECT cliniko_sync_all('asleep')");
+  await page.goto(`${panel.url}#token=${await db.token('manager', 'asleep')}`);
+  await shows(card(page, 'Sync'), '100 / 300');
+  await db.letGo('asleep', 2);
+  await db.untilDone('asleep');
+  await page.clock.fastForward('08:00:00');
+  await isCompleted(page);
+});
+
+test('a server that is gone is asked less and less often', async () => {
+  const context = await panel.context();
+  const page = await context.newPage();
+  await page.clock.install();
+  await page.goto(`${panel.url}#token=${await panel.db.token('viewer', 'hidden')}`);
+  await isCompleted(page);
+  const asked = [];
+  await page.route('**/api/**', (route) => {
+    asked.push(route.request().url());
+    return route.abort();
+  });
+  await page.clock.runFor(30_000);
+  await shows(page.getByRole('alert'), 'No connection to the server.');
+  // after 2, 4, 8, 16 s, and then every 30 s
+  for (const [pause, times] of [[2_000, 2], [4_000, 3], [8_000, 4], [16_000, 5], [30_000, 6], [30_000, 7]]) {
+    await page.clock.runFor(pause - 1_000);
+    assert.equal(asked.length, times - 1);
+    const request = page.waitForEvent('requestfailed');
+    await page.clock.runFor(1_000);
+    await request;
+    await shows(page.getByRole('alert'), 'Next try in');
+  }
+  await page.unroute('**/api/**');
+  await button(page, 'Try now').click();
+  await page.getByRole('alert').waitFor({ state: 'detached' });
 });
 
 test('a run is looked at every two seconds, and an idle clinic every thirty', async () => {
