@@ -56,6 +56,12 @@
 /* What is allocated ahead at most, because the last answer took as much. */
 #define MOST_USUAL_BODY_SIZE ((size_t) 1024 * 1024)
 
+/*
+ * PostgreSQL lets a process have max_safe_fds / 3 descriptors that are not its
+ * own; so many of these are for epoll, wait event sets and other libraries.
+ */
+#define OTHER_DESCRIPTORS 16
+
 /* How long connecting may take, at most. */
 #define CONNECT_TIMEOUT_MS 10000L
 
@@ -269,6 +275,9 @@ transport_create(MemoryContext context)
 	curl_multi_setopt(transport->multi, CURLMOPT_SOCKETDATA, transport);
 	curl_multi_setopt(transport->multi, CURLMOPT_TIMERFUNCTION, on_timer);
 	curl_multi_setopt(transport->multi, CURLMOPT_TIMERDATA, transport);
+	/* beyond that, requests wait for a connection instead of failing to get one */
+	curl_multi_setopt(transport->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS,
+					  (long) Max(max_safe_fds / 3 - OTHER_DESCRIPTORS, 1));
 
 	transport->waits = compat_create_wait_event_set(context, 3);
 	AddWaitEventToSet(transport->waits, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
