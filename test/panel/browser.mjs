@@ -74,6 +74,8 @@ export function launchBrowser() {
 /** Starts all that. options: those of openClinics(). */
 export async function openPanel(name, options) {
   const db = await openClinics(`panel_${name}`, { unlimited: true, panel: DIST, ...options });
+  // a request that is held is held, however long it takes to look at everything
+  await db.sql(`ALTER DATABASE ${db.name} SET clinisync.request_timeout = '10min'`);
   return new Panel(db, await launchBrowser());
 }
 
