@@ -61,7 +61,12 @@ const VIEWS = {
       await shows(page.getByRole('alert'), 'No connection to the server.');
     },
   },
-  'choose-clinic': { there: (page) => page.getByLabel('Clinic').waitFor() },
+  'choose-clinic': {
+    there: async (page) => {
+      await page.getByLabel('Clinic').selectOption('done');
+      await shows(card(page, 'Active patients'), '1 to 25 of 600');
+    },
+  },
   'sign-in': { token: 'none', there: (page) => shows(page.getByRole('heading'), 'Your session has ended') },
 };
 
