@@ -13,7 +13,7 @@
  * By id, a Cliniko that honours the filter but not the order could send a page
  * that rises by chance and hides those between its ids, who are not asked for any
  * more. Then the number of patients that results falls, as it does when some are
- * deleted. So if it has fallen, all are counted at the end: if there are more than
+ * deleted, or when somebody is edited who was listed among the changes already. So if it has fallen, all are counted at the end: if there are more than
  * were listed, the list is asked once more to go on, and then begun anew.
  *
  * A run of changes asks for two sets of patients, one after the other
@@ -89,16 +89,15 @@ enumeration_wants(const Enumeration *list)
 }
 
 /*
- * Note that a request is sent; enumeration_url() tells which. Answers its number,
- * by which it is known from now on; or 0 where there is nothing to ask for.
+ * Note that a request is sent, where one is wanted; enumeration_url() tells which.
+ * Answers its number, from 1 up, by which it is known from now on.
  */
 int
 enumeration_ask(Enumeration *list)
 {
 	RangePlace	place;
 
-	if (!enumeration_wants(list))
-		return 0;
+	Assert(enumeration_wants(list));
 	list->last_number++;
 	if (one_by_one(list))
 	{
@@ -139,8 +138,9 @@ enumeration_waiting(const Enumeration *list)
 bool
 enumeration_takes_more(const Enumeration *list, int most)
 {
-	bool		same_list = !one_by_one(list) &&
-		list->cursor.part == list->run->state.cursor.part;
+	const ClinikoCursor *stored = &list->run->state.cursor;
+	bool		same_list = !one_by_one(list) && !stored->counting &&
+		list->cursor.part == stored->part;
 
 	return list->ntaken == 0 ||
 		(same_list && list->ntaken < MOST_TAKEN && enumeration_waiting(list) < most);
@@ -214,7 +214,7 @@ has_duplicates(const ClinikoPage *page)
 }
 
 /*
- * Move what has been counted already behind a page's end; enumeration_forget() still
+ * Move what has been counted already behind a page's end; forget_seen() still
  * looks at it there. A record without a usable id counts where it is new in
  * time.
  */
@@ -266,10 +266,7 @@ fit_by_id(Enumeration *list, int range, ClinikoEnd end, ClinikoPage *page)
 	bool		believed;
 
 	if (!ranges_list(&list->ranges, range, end, page))
-	{
-		ranges_take_back(&list->ranges, range, end);
 		return PAGE_CONTRADICTION;
-	}
 	keep(list, page, range, end);
 	for (int i = 0; i < page->nrecords; i++)
 		list->cursor.after_id = Max(list->cursor.after_id, page->records[i].id);
@@ -280,7 +277,8 @@ fit_by_id(Enumeration *list, int range, ClinikoEnd end, ClinikoPage *page)
 		return PAGE_MORE;
 	found += run_accounted(run) + enumeration_waiting(list);
 	believed = agrees(list, page, found);
-	run->state.falls += found < run->found;
+	/* what says first that there is nobody may have been asked twice at once */
+	run->state.falls += found < run->found || (run->found < 0 && !believed);
 	run->found = found;
 	return ranges_conclude(&list->ranges, believed) ? PAGE_LAST : PAGE_MORE;
 }

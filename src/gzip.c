@@ -56,8 +56,8 @@ decompress(struct libdeflate_decompressor *decompressor, const char *data, size_
 
 /*
  * Decompress all of some data into a malloc'ed text with a NUL behind it, which
- * text_len does not count. max_size: how many bytes it may be. Text and length
- * are set by GZIP_DONE alone. Lack of memory counts as too large.
+ * text_len does not count. max_size: how many bytes it may be. Both mean something
+ * with GZIP_DONE alone. Lack of memory counts as too large.
  */
 GzipResult
 gzip_decompress(const char *data, size_t len, size_t max_size, char **text, size_t *text_len)

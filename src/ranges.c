@@ -14,7 +14,9 @@
  *
  * An answer tells how many patients there are in what it was asked about. While
  * it was under way, that may have lost patients to the range's other end, or to
- * another range; they are left out of the page, and of the number.
+ * another range; they are left out of the page, and of the number. Such a number
+ * is of two moments, between which patients come and go: it tells how much there
+ * is to do, but that a range has nobody left is proved only by what was shown.
  *
  * This file does the bookkeeping; what the numbers say is for enumeration.c.
  */
@@ -217,7 +219,8 @@ is_in_order(const ClinikoPage *page, ClinikoRange about, ClinikoEnd end)
 /*
  * Leave out whoever is not in the range any more: these come last. A record
  * without a usable id that comes before them may be either; "most" says how many
- * can be left. Answers whether there was anybody to leave out.
+ * can be left, or less than none where somebody was deleted meanwhile. Answers
+ * whether there was anybody to leave out.
  */
 static bool
 trim(ClinikoPage *page, const ClinikoRange *bounds, int64 most)
@@ -229,7 +232,7 @@ trim(ClinikoPage *page, const ClinikoRange *bounds, int64 most)
 		kept++;
 	if (kept == page->nrecords)
 		return false;
-	while (kept > most && page->records[kept - 1].id == 0)
+	while (kept > Max(most, 0) && page->records[kept - 1].id == 0)
 		kept--;
 	page->nrecords = kept;
 	return true;
@@ -263,6 +266,7 @@ ranges_list(Ranges *ranges, int i, ClinikoEnd end, ClinikoPage *page)
 	ClinikoRange moved = *range->bounds;
 	bool		all_shown = page->nrecords == page->total_entries && !page->has_next;
 	bool		usable = false;
+	bool		doubted;		/* that there is nobody */
 	int64		left = page->total_entries - asked.taken;
 
 	if (!is_in_order(page, asked.about, end))
@@ -272,6 +276,15 @@ ranges_list(Ranges *ranges, int i, ClinikoEnd end, ClinikoPage *page)
 	if (page->nrecords > 0 ? !usable : page->total_entries > 0 || page->has_next)
 		return false;
 
+	/*
+	 * That there is nobody, where somebody was expected, needs to be said twice:
+	 * what other ranges have gained meanwhile may make up for whom a wrong answer
+	 * hides. Of everybody it is enumeration.c that doubts it.
+	 */
+	doubted = page->nrecords == 0 && !range->said_empty &&
+		(range->remaining > 0 || !range->counted) &&
+		(asked.about.after_id != 0 || asked.about.below_id != PG_INT64_MAX);
+	range->said_empty = doubted;
 	/* whoever is left out is beyond the range: all of it was shown */
 	all_shown |= trim(page, range->bounds, asked.divided ? PG_INT64_MAX : left);
 	for (int k = 0; k < page->nrecords; k++)
@@ -288,8 +301,7 @@ ranges_list(Ranges *ranges, int i, ClinikoEnd end, ClinikoPage *page)
 	left = (asked.divided ? range->remaining : left) - page->nrecords;
 	range->remaining = all_shown ? 0 : Max(left, 0);
 	range->counted |= all_shown || !asked.divided;
-	/* or the two ends have met just between two pages */
-	range->exhausted = all_shown || (asked.taken > 0 && !asked.divided && left <= 0);
+	range->exhausted = all_shown && !doubted;
 	return true;
 }
 

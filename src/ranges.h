@@ -24,6 +24,7 @@ typedef struct Range
 	int64		remaining;		/* patients in it, */
 	bool		counted;		/* as Cliniko says; or as may be expected */
 	bool		exhausted;		/* it is said to have none */
+	bool		said_empty;		/* the last answer about it had nobody */
 	RangeEnd	ends[2];		/* by ClinikoEnd */
 } Range;
 

@@ -21,7 +21,7 @@
  * Which account the key belongs to is asked for at the same time, once, and
  * nothing is stored before that is known.
  *
- * Storing takes one batch of the page a turn, so that no run holds up another.
+ * Storing takes one batch of the pages a turn, so that no run holds up another.
  * A run that has completed or failed is "ending" until that is committed.
  *
  * Memory: a Sync and all it points to live in its run's context.

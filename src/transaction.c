@@ -169,9 +169,9 @@ transaction(TransactionWork work, void *arg, bool farewell)
 
 /*
  * To be called by the work: its commit need not be on disk when the transaction
- * is over. After a crash of the server the last half second of such transactions
- * may be missing, in the order in which they were made and each as a whole; a
- * commit without this has all that came before it on disk.
+ * is over. After a crash of the server the last of such transactions may be missing
+ * (of half a second, or of three times wal_writer_delay), from the end and each as a
+ * whole; a commit without this has all that came before it on disk.
  */
 void
 transaction_commit_lazily(void)

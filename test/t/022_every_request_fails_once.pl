@@ -49,7 +49,7 @@ my %faults = (
 	'a body of 20 MB' => [ { kind => 'big', megabytes => 20 }, 'RESPONSE_TOO_LARGE' ],
 	'gzip that is cut off' => [ { kind => 'gzip_cut' }, 'completes' ],
 	'an encoding that nobody asked for' => [ { kind => 'unknown_encoding' }, 'completes' ],
-	'a gzip bomb' => [ { kind => 'gzip_bomb' }, 'RESPONSE_TOO_LARGE' ],
+	'a gzip bomb' => [ { kind => 'gzip_bomb', megabytes => 8 }, 'RESPONSE_TOO_LARGE' ],
 	'a wrong charset' => [ { kind => 'latin1' }, 'completes' ],
 	'a lone surrogate' => [ { kind => 'lone_surrogate' }, 'costs one record' ],
 	'a NUL' => [ { kind => 'nul' }, 'costs one record' ],

@@ -152,4 +152,25 @@ is($run->{status}, 'completed', 'ailing: completed');
 is($run->{metadata}{retries}, 4, 'ailing: each was asked for again');
 $db->is_copy_of('ailing', $ailing, 'ailing');
 
+# Given a clinic whose two first pages show everybody there is by number, when one
+# patient is deleted and another one added between them, then nobody is missed who
+# stands between the pages.
+my $met = $db->add_clinic('met', patients => 200);
+my @before = $met->ids;
+$met->mutate(generate_on_request => [ { request => 2, remove => [ $before[0] ], add => 1 } ]);
+$run = $db->sync('met');
+is($run->{status}, 'completed', 'met: completed');
+$met->reset;
+my %rows = map { $_ => 1 } split /\n/, $db->sql(q(SELECT cliniko_patient_id FROM patients WHERE organization_id = 'met'));
+is_deeply([ grep { !$rows{$_} } @before[ 1 .. 199 ] ], [], 'met: nobody is missed');
+
+# Given a Cliniko that says twice, at once, that there is nobody, then that is not
+# believed.
+my $nobody = $db->add_clinic('nobody', patients => 300);
+$nobody->faults({ kind => 'status', status => 200, body => { patients => [], total_entries => 0, links => {} },
+		request => 1, times => 2 });
+$run = $db->sync('nobody');
+is($run->{status}, 'completed', 'nobody: completed');
+is($run->{metadata}{inserted}, 300, 'nobody: with everybody');
+
 $db->finish;
