@@ -21,6 +21,7 @@ OBJS = \
 	src/ranges.o \
 	src/enumeration.o \
 	src/store.o \
+	src/batch.o \
 	src/reconcile.o \
 	src/organization.o \
 	src/report.o \

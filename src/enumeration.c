@@ -13,8 +13,9 @@
  * By id, a Cliniko that honours the filter but not the order could send a page
  * that rises by chance and hides those between its ids, who are not asked for any
  * more. Then the number of patients that results falls, as it does when some are
- * deleted, or when somebody is edited who was listed among the changes already. So if it has fallen, all are counted at the end: if there are more than
- * were listed, the list is asked once more to go on, and then begun anew.
+ * deleted, or when somebody is edited who was listed among the changes already.
+ * So if it has fallen, all are counted at the end: if there are more than were
+ * listed, the list is asked once more to go on, and then begun anew.
  *
  * A run of changes asks for two sets of patients, one after the other
  * (ClinikoPart); the size of the job grows when the second is counted.

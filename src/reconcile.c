@@ -6,7 +6,7 @@
  * a complete list of all, archived ones included, and whom Cliniko does not know
  * when asked by name. Then deleted_at says when that was found; the row stays.
  *
- * By id, store.c has noted who is missing while it stored the list
+ * By id, batch.c has noted who is missing while it stored the list
  * (patients.missing_sync_id). By creation, the list's order says nothing of our
  * rows, so each of them is asked for; but only if there are more than Cliniko
  * has.

@@ -1,6 +1,6 @@
 /*
  * store.h
- *		Everything of a run that is SQL.
+ *		A run's row in sync_logs.
  */
 #ifndef CLINISYNC_STORE_H
 #define CLINISYNC_STORE_H
@@ -8,7 +8,6 @@
 #include "postgres.h"
 
 #include "cliniko.h"
-#include "enumeration.h"
 #include "run.h"
 #include "transaction.h"
 
@@ -56,7 +55,6 @@ extern TransactionResult store_save_account_id(Run *run, const char *account_id)
 extern TransactionResult store_save_progress(Run *run);
 extern TransactionResult store_save_farewell(Run *run);
 extern TransactionResult store_end_all_farewell(ClinikoError error, const char *detail);
-extern TransactionResult store_save_batch(Run *run, const Passage *passage);
 extern TransactionResult store_prune_logs(const Run *run, int *pruned);
 extern void store_write_progress(const Catalog *catalog, Run *run);
 

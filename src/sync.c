@@ -37,6 +37,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "batch.h"
 #include "cliniko.h"
 #include "clinisync.h"
 #include "enumeration.h"
@@ -651,7 +652,7 @@ store_batch(Sync *sync)
 	enumeration_pass(&sync->list, batch_size(run), &passage);
 	run->state.pages += passage.npages;
 	run->step = RUN_STORING;
-	result = store_save_batch(run, &passage);
+	result = batch_save(run, &passage);
 	run->database_us += GetCurrentTimestamp() - start;
 	if (result != TRANSACTION_DONE)
 		run->state = before;	/* also what was noted above */

@@ -705,7 +705,7 @@ clinisync_worker_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
-	/* there is no statement to cancel, but in a transaction; see store.c */
+	/* there is no statement to cancel, but in a transaction; see transaction.c */
 	pqsignal(SIGINT, SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);

@@ -221,7 +221,7 @@ read_jsonb(JsonText value)
 	return json;
 }
 
-/* Hash and read a record as store.c does. */
+/* Hash and read a record as batch.c does. */
 void
 check_record(const JsonObject *record)
 {

@@ -286,9 +286,9 @@ $app->wait_for_workers(0);
 # The words
 #
 
-# The source of the library, without the file of which no error reaches a caller.
+# The source of the library, without the files of which no error reaches a caller.
 my %source = map { m{([^/]+)$}; $1 => slurp_file($_) } glob("$root/src/*.c");
-my $callers = join '', map { $source{$_} } grep { $_ ne 'store.c' } sort keys %source;
+my $callers = join '', map { $source{$_} } grep { $_ !~ /^(?:store|batch)\.c$/ } sort keys %source;
 
 # Every line that the server's log may have of us is explained.
 my @lines;
