@@ -92,15 +92,25 @@ sub send_sigterm
 {
 	my ($db, $accounts) = @_;
 	is_held($accounts->{middle_page}, 'sigterm: Cliniko hangs');
-	note_time('sigterm', sub { kill('TERM', $db->worker_pid); $db->wait_for_workers(0); });
+	note_time('sigterm', sub { end_worker($db, 'TERM') });
 }
 
 # The server ends every session and begins anew, by itself.
 sub send_sigkill
 {
 	my ($db) = @_;
-	kill('KILL', $db->worker_pid);
-	$db->wait_for_workers(0);
+	end_worker($db, 'KILL');
+}
+
+# Send the worker a signal, and wait until that process is gone; where there is a
+# launcher, another one may be there by then.
+sub end_worker
+{
+	my ($db, $signal) = @_;
+	my $pid = $db->worker_pid;
+
+	kill($signal, $pid);
+	$db->wait_until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid)");
 }
 
 sub cancel_backend
