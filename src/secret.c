@@ -25,6 +25,7 @@
 #include <openssl/evp.h>
 
 #include "clinisync.h"
+#include "compat.h"
 #include "keyfile.h"
 #include "secret.h"
 

@@ -18,7 +18,8 @@
 
 typedef void (*FuzzTarget) (const char *data, size_t size);
 
-extern void fuzz_fail(const char *file, int line, const char *condition) pg_attribute_noreturn();
+extern void fuzz_fail(const char *file, int line, const char *condition)
+	__attribute__((noreturn));
 extern char *fuzz_copy(const char *data, size_t size);
 
 /* page.c */

@@ -88,7 +88,11 @@ check_time(Oid type, Datum datum, const JsonbValue *value)
 	if (type == DATEOID)
 		demand(DatumGetDateADT(datum) == DatumGetDateADT(expected));
 	else
-		demand(Abs(DatumGetTimestampTz(datum) - DatumGetTimestampTz(expected)) <= 1);
+	{
+		TimestampTz error = DatumGetTimestampTz(datum) - DatumGetTimestampTz(expected);
+
+		demand(error >= -1 && error <= 1);
+	}
 }
 
 /* What holds for a value whatever the record was. */
