@@ -57,7 +57,7 @@ ifneq ($(and $(PGXS),$(POSTGRES_H)),)
 include $(PGXS)
 else
 all install installcheck clean:
-	@echo >&2 "$(PG_CONFIG) names no PostgreSQL to build against: install postgresql-server-dev-15 (or later), or set PG_CONFIG"
+	@echo >&2 "$(PG_CONFIG) names no PostgreSQL to build against: install postgresql-server-dev-all, or set PG_CONFIG"
 	@exit 1
 endif
 
@@ -67,8 +67,13 @@ $(OBJS): $(wildcard src/*.h)
 $(DATA_built): sql/clinisync.sql clinisync.control
 	cp $< $@
 
-test demo bench fuzz:
+check test demo bench fuzz:
 	@test/run $@
+
+RELEASE ?= trixie
+
+test-debian:
+	@test/debian $(RELEASE)
 
 soak:
 	@test/run soak $(SECONDS)
@@ -78,7 +83,7 @@ panel:
 	npm run --prefix panel build
 
 lint:
-	shellcheck .ci/run test/run test/fuzz/run
+	shellcheck -x .ci/run test/run test/debian test/fuzz/run test/lib/*.sh
 
 help:
 	@echo 'make               build the extension'
@@ -86,12 +91,15 @@ help:
 	@echo 'make installcheck  run the SQL tests against the running server that PGHOST and PGPORT name'
 	@echo 'make panel         build the admin panel into panel/dist, with npm'
 	@echo 'make demo          watch 648 patients arrive in a throwaway database'
+	@echo 'make check         run the tests that find most, in two minutes'
 	@echo 'make test          run every test in throwaway databases'
 	@echo '                   (SANITIZE=1: with sanitizers in the server)'
+	@echo 'make test-debian   do what the README says in a bare root of a Debian release'
+	@echo '                   (RELEASE=trixie, bookworm or forky)'
 	@echo 'make soak          try random accounts, faults and deaths for SECONDS=... (default: 600)'
 	@echo 'make fuzz          look for a minute for input from Cliniko that is read wrongly'
 	@echo 'make bench         measure speed and memory beside other ways to do the same'
 	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean test soak panel demo bench fuzz lint help
+.PHONY: all install installcheck clean check test test-debian soak panel demo bench fuzz lint help

@@ -18,6 +18,16 @@
 readonly bare_root_cache=${XDG_CACHE_HOME:-$HOME/.cache}/clinisync
 readonly bare_root_max_age_days=30
 
+# Install debootstrap where it is missing.
+require_debootstrap() {
+	type -P debootstrap >/dev/null && type -P unshare >/dev/null && return
+	type -P apt-get >/dev/null || fail 'debootstrap is missing, and no apt-get to install it with'
+	announce Installing debootstrap
+	apt-get -q update >/dev/null 2>&1 || true
+	DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends \
+		debootstrap debian-archive-keyring >/dev/null 2>&1 || fail 'apt-get cannot install debootstrap'
+}
+
 # Bootstrap a release into the cache unless it is there, and say where.
 bare_root_base() {
 	local release=$1 base=$bare_root_cache/debian-$1 scripts=/usr/share/debootstrap making

@@ -10,7 +10,6 @@ use FindBin;
 use lib $FindBin::RealBin;
 
 use Clinisync;
-use PostgreSQL::Test::RecursiveCopy;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
@@ -136,33 +135,22 @@ sub kill_postmaster
 	$node->stop('fast', fail_ok => 1) until $node->start(fail_ok => 1);
 }
 
-# A next version is there for this session alone: a script that replaces a
-# function and adds one. Where PostgreSQL has no setting that
-# says where extensions are, it is updated to the version that it has.
+# A next version is there: a script that replaces a function and adds one.
 sub update_extension
 {
 	my ($db) = @_;
-	my $stage = $db->sql(q(SELECT current_setting('extension_destdir', true)));
 	my $version = $db->sql(q(SELECT extversion FROM pg_extension WHERE extname = 'clinisync'));
-	my $next = $stage eq '' ? $version : "$version.1";
-	my $session = '';
+	my $next = "$version.1";
+	my $script = $db->node->config_data('--sharedir') . "/extension/clinisync--$version--$next.sql";
 
-	if ($stage ne '')
-	{
-		my $private = PostgreSQL::Test::Utils::tempdir('next') . '/stage';
-		my ($control) = glob("$stage/usr/*/postgresql/*/extension/clinisync.control $stage/usr/*/extension/clinisync.control");
-		my $scripts = $control =~ s{^\Q$stage\E(.*)/[^/]*$}{$private$1}r;
-
-		PostgreSQL::Test::RecursiveCopy::copypath($stage, $private);
-		append_to_file("$scripts/clinisync--$version--$next.sql",
-			q(CREATE FUNCTION @extschema@.cliniko_next() RETURNS text LANGUAGE sql
-				RETURN 'next';
-			  CREATE OR REPLACE FUNCTION @extschema@.cliniko_sync(org text) RETURNS jsonb LANGUAGE sql
-				SET search_path = pg_catalog, pg_temp
-				AS 'SELECT @extschema@.cliniko_sync_all(org)';));
-		$session = "SET extension_destdir = '$private';";
-	}
-	$db->sql("$session ALTER EXTENSION clinisync UPDATE TO '$next'");
+	append_to_file("$script.$$",
+		q(CREATE FUNCTION @extschema@.cliniko_next() RETURNS text LANGUAGE sql
+			RETURN 'next';
+		  CREATE OR REPLACE FUNCTION @extschema@.cliniko_sync(org text) RETURNS jsonb LANGUAGE sql
+			SET search_path = pg_catalog, pg_temp
+			AS 'SELECT @extschema@.cliniko_sync_all(org)';)) if !-e $script;
+	rename "$script.$$", $script;
+	$db->sql("ALTER EXTENSION clinisync UPDATE TO '$next'");
 	is($db->sql(q(SELECT extversion FROM pg_extension WHERE extname = 'clinisync')),
 		$next, "extension_updated: it is $next");
 	like($db->refusal('ALTER EXTENSION clinisync SET SCHEMA pg_catalog'),
