@@ -103,7 +103,7 @@ my %deaths = (
 	interrupt => sub {
 		$db->sql(q(SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_type = 'clinisync worker'));
 	},
-	restart => sub { $db->node->restart('fast') },
+	restart => sub { $db->node->restart },
 	crash => sub { $db->node->stop('immediate'); $db->node->start; },
 	# is refused where the run has just ended
 	cancel => sub { $db->refusal("SELECT cliniko_cancel_sync('$_[0]')") },
