@@ -150,10 +150,15 @@ VALUES
 	('sync_logs', 'sync_logs_failed_by_type',
 	 'CREATE INDEX sync_logs_failed_by_type ON @extschema@.sync_logs (organization_id, operation_type, id) '
 	 'WHERE status = ''failed'''),
-	/* holds nothing of an active patient, and is all that is read to count the others */
+	/*
+	 * Holds nothing of an active patient, and is all that is read to count the
+	 * others. Its WHERE must not say that cliniko_patient_id IS NOT NULL: of a
+	 * column that is NOT NULL, PostgreSQL 17 and later drop that from a query,
+	 * and then do not see that the index has what is asked for.
+	 */
 	('patients', 'patients_not_active',
-	 'CREATE INDEX patients_not_active ON @extschema@.patients (organization_id, deleted_at) '
-	 'WHERE cliniko_patient_id IS NOT NULL AND (archived_at IS NOT NULL OR deleted_at IS NOT NULL)')
+	 'CREATE INDEX patients_not_active ON @extschema@.patients (organization_id, deleted_at, cliniko_patient_id) '
+	 'WHERE archived_at IS NOT NULL OR deleted_at IS NOT NULL')
 UNION ALL
 /* what sync_logs_pkey is for, where the table has kept a primary key of its own */
 SELECT 'sync_logs', 'sync_logs_newest',

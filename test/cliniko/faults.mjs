@@ -2,9 +2,9 @@
 // are replaced, pages that are spoiled, and connections that break. A fault must never change the
 // patients themselves: the truth stays what it was. A spoiled answer is never compressed, but for the bomb.
 
-import { Readable } from 'node:stream';
-import { createGzip, gzipSync } from 'node:zlib';
+import { gzipSync } from 'node:zlib';
 import { ControlError } from './errors.mjs';
+import { gzipRepeated } from './gzip.mjs';
 
 const JSON_TYPE = 'application/json; charset=utf-8';
 const MEGABYTE = 1 << 20;
@@ -72,7 +72,15 @@ const REWRITE = {
   },
 };
 
-// Faults of how the right page is encoded.
+const bombs = new Map();
+
+/** Megabytes of blanks, compressed: once for each size, since that takes longer than a page may take. */
+function bomb(megabytes) {
+  if (!bombs.has(megabytes)) bombs.set(megabytes, gzipRepeated(Buffer.alloc(MEGABYTE, ' '), megabytes));
+  return bombs.get(megabytes);
+}
+
+// Faults of how the page, or what is sent in its place, is encoded.
 const ENCODE = {
   // As in a stream that several programs have written to, which gzip allows.
   gzip_members: (json) => ['gzip', Buffer.concat([json.subarray(0, 1), json.subarray(1)].map((part) => gzipSync(part)))],
@@ -80,10 +88,11 @@ const ENCODE = {
   gzip_garbage: (json) => ['gzip', Buffer.concat([gzipSync(json), Buffer.from('garbage')])],
   not_gzip: (json) => ['gzip', json],
   unknown_encoding: (json) => ['br', gzipSync(json)],
+  gzip_bomb: (_, { megabytes = 64 }) => ['gzip', bomb(megabytes)],
 };
 
-function encode(kind, json) {
-  const [encoding, body] = ENCODE[kind](json);
+function encode(fault, json) {
+  const [encoding, body] = ENCODE[fault.kind](json, fault);
   return { status: 200, headers: { 'Content-Encoding': encoding }, body };
 }
 
@@ -93,22 +102,11 @@ function sendHalf(response, json, then) {
   response.write(json.subarray(0, json.length >> 1), then);
 }
 
-function* megabytesOfBlanks(count) {
-  const blanks = Buffer.alloc(MEGABYTE, ' ');
-  for (let n = 0; n < count; n++) yield blanks;
-}
-
 // Faults of the connection itself; they write, or do not write, on their own.
 const BREAK = {
   reset_before_headers: (response) => response.socket?.resetAndDestroy(),
   reset_mid_body: (response, json) => sendHalf(response, json, () => response.socket?.resetAndDestroy()),
   stall: (response, json) => sendHalf(response, json, () => {}),
-  gzip_bomb: (response, json, { megabytes = 64 }) => {
-    response.writeHead(200, { 'Content-Type': JSON_TYPE, 'Content-Encoding': 'gzip' });
-    const bomb = createGzip({ level: 1 });
-    response.on('close', () => bomb.destroy());
-    Readable.from(megabytesOfBlanks(megabytes)).on('error', () => {}).pipe(bomb).pipe(response);
-  },
 };
 
 const KINDS = new Set(['delay', ...[SPOIL, REPLACE, REWRITE, ENCODE, BREAK].flatMap(Object.keys)]);
@@ -133,8 +131,8 @@ export function checkFault({ kind, request, path = '/patients' }) {
 export function applyFault(fault, json, previous) {
   const { kind } = fault;
   if (kind in REPLACE) return { answer: REPLACE[kind](fault) };
-  if (kind in ENCODE) return { answer: encode(kind, json) };
-  if (kind in BREAK) return { breakOff: (response) => BREAK[kind](response, json, fault) };
+  if (kind in ENCODE) return { answer: encode(fault, json) };
+  if (kind in BREAK) return { breakOff: (response) => BREAK[kind](response, json) };
   if (kind in REWRITE) return { answer: { status: 200, body: REWRITE[kind](json, fault, previous) } };
   const page = JSON.parse(json);
   SPOIL[kind](page, fault);

@@ -1,5 +1,6 @@
 // Gzips answers whose beginning came before: a page's patients, which take long, are compressed once and
 // kept; what follows them is compressed each time. The result is one ordinary gzip stream.
+// Also gzips more than there is memory for.
 
 import { constants, deflateRawSync } from 'node:zlib';
 
@@ -22,6 +23,22 @@ function crc32(bytes, crc = 0) {
   let remainder = ~crc;
   for (let i = 0; i < bytes.length; i++) remainder = TABLE[(remainder ^ bytes[i]) & 0xff] ^ (remainder >>> 8);
   return ~remainder >>> 0;
+}
+
+/** What is deflated, with its CRC-32 and its length, as a gzip stream. */
+function wrap(deflated, crc, length) {
+  const trailer = Buffer.alloc(8);
+  trailer.writeUInt32LE(crc, 0);
+  trailer.writeUInt32LE(length % 2 ** 32, 4);
+  return Buffer.concat([HEADER, ...deflated, trailer]);
+}
+
+/** The same bytes so many times, gzipped as small as can be. */
+export function gzipRepeated(bytes, times) {
+  const compressed = deflateRawSync(bytes, { finishFlush: constants.Z_SYNC_FLUSH });
+  let crc = 0;
+  for (let n = 0; n < times; n++) crc = crc32(bytes, crc);
+  return wrap([...Array(times).fill(compressed), deflateRawSync(Buffer.alloc(0))], crc, times * bytes.length);
 }
 
 /** Compressed beginnings by key, up to a number of bytes; then all are forgotten. */
@@ -51,9 +68,6 @@ export class Gzipper {
   /** Gzips a beginning, which make() makes unless the one of this key is known, with what follows it. */
   gzip(key, make, rest) {
     const { compressed, crc, length } = this.#beginnings.get(key) ?? this.#compress(key, make);
-    const trailer = Buffer.alloc(8);
-    trailer.writeUInt32LE(crc32(rest, crc), 0);
-    trailer.writeUInt32LE((length + rest.length) % 2 ** 32, 4);
-    return Buffer.concat([HEADER, compressed, deflateRawSync(rest, FASTEST), trailer]);
+    return wrap([compressed, deflateRawSync(rest, FASTEST)], crc32(rest, crc), length + rest.length);
   }
 }

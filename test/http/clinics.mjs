@@ -16,7 +16,8 @@ import { issueToken } from '../../http/token.mjs';
 import { startRestApi } from './stack.mjs';
 
 const LEVELS = ['viewer', 'manager', 'admin'];
-const PATIENCE_MS = 60_000;
+// Where that passes, something is wrong, and not slow.
+const PATIENCE_MS = 600_000;
 const POLL_MS = 20;
 
 /** Runs statements in a session of its own and answers what they print. */
@@ -113,6 +114,8 @@ class Clinics {
       ALTER DATABASE ${this.name} SET clinisync.base_url = '${this.simulator.url}/v1';
       ALTER DATABASE ${this.name} SET clinisync.contact_email = 'tests@clinic.example';
       ALTER DATABASE ${this.name} SET clinisync.requests_per_minute = 0;
+      -- a request that is held is held, however long it takes to look at everything
+      ALTER DATABASE ${this.name} SET clinisync.request_timeout = '10min';
       -- so that a test knows which request is which
       ALTER DATABASE ${this.name} SET clinisync.requests_in_flight = 1;
       CREATE EXTENSION clinisync;

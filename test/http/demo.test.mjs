@@ -6,10 +6,11 @@ import { once } from 'node:events';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { card, launchBrowser, shows } from '../panel/browser.mjs';
+import { card, launchBrowser, newContext, shows } from '../panel/browser.mjs';
 import { psql } from './clinics.mjs';
 
 const DEMO = fileURLToPath(new URL('../demo.mjs', import.meta.url));
+const LARGE_KEY = 'MS0yLWxhcmdlLWNsaW5pYw-au1';
 
 /** Starts the demo, and answers it with what it has printed once it stays. */
 async function startDemo() {
@@ -22,11 +23,18 @@ async function startDemo() {
   throw new Error(`the demo ended:\n${printed}`);
 }
 
+/** Has the demo's Cliniko hold a request of a clinic. */
+async function holdRequest(key, request) {
+  const url = (await psql('my_clinic', 'SHOW clinisync.base_url')).replace(/v1$/, `control/accounts/${key}/gates`);
+  const { ok } = await fetch(url, { method: 'PUT', body: JSON.stringify([request]) });
+  assert.ok(ok, url);
+}
+
 /** Does in the panel what one would try first. */
 async function usePanel(address) {
   const browser = await launchBrowser();
   try {
-    const page = await browser.newPage();
+    const page = await (await newContext(browser)).newPage();
     await page.goto(address);
     const chooser = page.getByLabel('Clinic');
     await chooser.waitFor();
@@ -36,6 +44,8 @@ async function usePanel(address) {
     await shows(card(page, 'Connection to Cliniko'), 'Cliniko does not accept the API key');
     await chooser.selectOption('My Clinic');
     await shows(card(page, 'Patients'), /Synced648/);
+    // so that its sync is still under way when it is cancelled
+    await holdRequest(LARGE_KEY, 20);
     await chooser.selectOption('Large Clinic');
     await page.getByRole('button', { name: 'Sync all patients' }).click();
     await shows(card(page, 'Sync'), / 5,200/);

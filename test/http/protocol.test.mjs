@@ -145,14 +145,24 @@ test('a script of an origin that was named may call, and read the headers that m
 
 test('a client may start ten syncs a minute, and another client meanwhile too', async () => {
   const from = newAddress();
-  const start = (options) => ask('POST', `${API}/sync-all/clinic`, { from, ...options });
-  for (let n = 1; n <= 10; n++) assert.equal((await start()).status, 200, `start ${n}`);
-  const refused = await start();
-  assert.equal(refused.status, 429);
+  const start = (how, options) => ask('POST', `${API}/${how}/clinic`, { from, ...options });
+  const began = Date.now();
+  let started = 0;
+  // one in six seconds becomes free again, which on a slow machine are over before all are used up
+  const startUntilRefused = async (how) => {
+    for (;;) {
+      const answer = await start(how);
+      if (answer.status === 429) return answer;
+      assert.equal(answer.status, 200, how);
+      assert.ok(++started <= 10 + Math.ceil((Date.now() - began) / 6_000), `start ${started}`);
+    }
+  };
+  const refused = await startUntilRefused('sync-all');
+  assert.ok(started >= 10, `${started} could be started`);
   assert.ok(Number(refused.headers['retry-after']) > 0);
   assert.equal((await ask('GET', `${API}/sync-logs/clinic`, { from })).status, 200, 'reading is counted apart');
-  assert.equal((await ask('POST', `${API}/sync-changes/clinic`, { from })).status, 429, 'every way to start counts');
-  assert.equal((await start({ from: newAddress() })).status, 200, 'another client');
+  await startUntilRefused('sync-changes');
+  assert.equal((await start('sync-all', { from: newAddress() })).status, 200, 'another client');
   await db.untilDone('clinic');
 });
 
@@ -163,10 +173,13 @@ test('a client may make 120 other requests a minute; preflights are not counted'
   const statuses = [];
   for (let n = 0; n < 120; n++) statuses.push((await read()).status);
   assert.deepEqual(new Set(statuses), new Set([200]));
-  // two a second become free again
+  // two a second become free again: fewer than are asked for at once, also on a slow machine
   for (const path of ['status/clinic', 'organizations']) {
     let refused = false;
-    for (let n = 0; n < 120 && !refused; n++) refused = (await read(path)).status === 429;
+    for (let n = 0; n < 10 && !refused; n++) {
+      const answers = await Promise.all(Array.from({ length: 40 }, () => read(path)));
+      refused = answers.some(({ status }) => status === 429);
+    }
     assert.ok(refused, path);
   }
 });

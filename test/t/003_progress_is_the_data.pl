@@ -129,7 +129,11 @@ $db->set(page_size => 100);
 $client->query_safe('LISTEN clinisync');
 $account = $db->add_clinic('heard', patients => 300);
 $db->sync('heard');
-my $heard = $client->query_safe('SELECT 1');
+# the last is sent a moment after the end can be seen
+my $heard = '';
+my $patience = time + $PostgreSQL::Test::Utils::timeout_default;
+$heard .= $client->query_safe('SELECT 1')
+  until $heard =~ /payload ".*"heard".*"completed".*" received/ || time > $patience;
 my @payloads =
   grep { $_->{organization_id} eq 'heard' }
   map { decode_json($_) } $heard =~ /notification "clinisync" with payload "(.*)" received/g;

@@ -15,22 +15,26 @@ my $patience = $PostgreSQL::Test::Utils::timeout_default;
 my $db = Clinisync->new('main');
 my $client = $db->session;
 
-# Given a worker that retires as soon as it has nothing to do,
-$db->set(idle_timeout => '1ms');
+# Given a worker that retires soon after it has nothing to do any more,
+$db->set(idle_timeout => '10ms');
 $db->add_clinic('clinic', patients => 1);
 
 # when 200 runs are started, one after another, each as long after the end of
 # the one before as it took the worker to retire: a little longer if the worker
-# was still there the last time, a little less if another had to come; so that
-# most calls meet it in the moment of its leaving. Then every run ends. The
+# was still there the last time, a little less if another had to come, and by more
+# the more often that was so; so that, on any machine, most calls meet it in the
+# moment of its leaving. Then every run ends. The
 # table is polled and not cliniko_sync_logs(), which would make good what was
 # lost.
 my $same = $client->query_safe(
 	qq(CREATE TEMP TABLE met (same boolean);
 	DO \$\$
 	DECLARE
-		pause interval = '1 ms';
-		step CONSTANT interval = '0.02 ms';
+		pause interval = '10 ms';
+		least_step CONSTANT interval = '0.02 ms';
+		step interval = least_step;
+		stayed boolean;
+		stayed_before boolean;
 		deadline timestamptz;
 		worker int;
 		last_worker int;
@@ -49,8 +53,11 @@ my $same = $client->query_safe(
 				END IF;
 			END LOOP;
 			deadline = clock_timestamp() + pause;
-			pause = CASE worker WHEN last_worker THEN pause + step ELSE greatest(pause - step, '0') END;
-			INSERT INTO met VALUES (worker = last_worker);
+			stayed = worker IS NOT DISTINCT FROM last_worker;
+			step = CASE WHEN stayed = stayed_before THEN step * 1.5 ELSE greatest(step / 2, least_step) END;
+			pause = CASE WHEN stayed THEN pause + step ELSE greatest(pause - step, '0') END;
+			INSERT INTO met VALUES (stayed);
+			stayed_before = stayed;
 			last_worker = worker;
 			WHILE clock_timestamp() < deadline LOOP
 			END LOOP;

@@ -39,15 +39,36 @@ my @passing = grep { $faults{$_}[2] } @orgs;
 my $db = Clinisync->new('main');
 $db->set(
 	page_size => 20,
-	max_response_size => '2MB',
-	# short, so that what is retried for ever fails within the test
-	retry_window => '2s');
+	max_response_size => '2MB');
+$db->add_clinic('unhurt', patients => 1);
+
+# Have the worker give up what it retries, once it has done so for that long.
+sub give_up_after
+{
+	my ($retry_window) = @_;
+	$db->set(retry_window => $retry_window);
+	# it takes that over when it looks for work
+	$db->sync('unhurt');
+}
 
 # Run a sync of every clinic to its end; answers the runs, each with how many
-# rows the clinic has then and what cliniko_status() says.
+# rows the clinic has then and what cliniko_status() says. for_ever: what is retried
+# will not pass, so that it is given up, two seconds or more after the last page, when
+# all have been retried.
 sub sync_all
 {
+	my (%options) = @_;
+
+	$db->set(retry_window => '1h');
 	$db->start_all(@orgs);
+	if ($options{for_ever})
+	{
+		my $passing = join ', ', map { "'$_'" } @passing;
+
+		$db->wait_until("SELECT bool_and((metadata ->> 'retries')::int > 0)
+			FROM sync_logs WHERE status = 'running' AND organization_id IN ($passing)");
+		give_up_after('2s');
+	}
 	$db->wait_for_runs(@orgs);
 	return $db->call(
 		q(jsonb_object_agg(organization_id, cliniko_sync_logs(organization_id, 1) -> 'logs' -> 0
@@ -81,7 +102,7 @@ my %accounts = map { $_ => $db->add_clinic($_, patients => 48, archived => 2) } 
 $accounts{$_}->faults({ %{ $faults{$_}[0] }, request => 3, times => 1000 }) for @orgs;
 
 # when they are synced, then each run fails and says why, and keeps what it had.
-my $runs = sync_all();
+my $runs = sync_all(for_ever => 1);
 for my $org (@orgs)
 {
 	my $run = $runs->{$org};
@@ -95,7 +116,6 @@ for my $org (@orgs)
 
 # When the fault happens but once, then whatever passes is retried, and the
 # run completes; and the others complete when they are started again.
-$db->set(retry_window => '1h');
 for my $org (@orgs)
 {
 	$accounts{$org}->reset;
@@ -119,13 +139,12 @@ is($runs->{$_}{metadata}{rate_limited}, 1, "$_ once: rate_limited")
 
 # When it happens to the first request already, then nothing that is in the
 # table is lost.
-$db->set(retry_window => '2s');
 for my $org (@orgs)
 {
 	$accounts{$org}->reset;
 	$accounts{$org}->faults({ %{ $faults{$org}[0] }, request => 'every' });
 }
-$runs = sync_all();
+$runs = sync_all(for_ever => 1);
 for my $org (@orgs)
 {
 	my $run = $runs->{$org};
@@ -150,19 +169,41 @@ for my $order (qw(honoured rejected ignored))
 
 # Given an answer that stops in its middle, when that lasts for longer than a
 # request may take, then the request has failed like any other.
-$db->set(request_timeout => '1s', retry_window => 0);
 my $stalled = $db->add_clinic('stalled', patients => 50);
-$stalled->faults({ kind => 'stall', request => 3 });
-my $run = $db->sync('stalled');
+
+# Start a run whose answers stall from its fourth request on, so many times. Until
+# the third has failed, in passing, requests may take long on a slow machine.
+sub stall
+{
+	my ($times) = @_;
+
+	$db->set(request_timeout => '10min', retry_window => '1h');
+	$stalled->reset;
+	$stalled->gates(3);
+	$stalled->faults({ kind => 'status', status => 500, request => 3 },
+		{ kind => 'stall', request => 4, times => $times });
+	$db->start('stalled');
+	$stalled->await_gate(3);
+	$db->set(request_timeout => '1s');
+	$db->sync('unhurt');
+	$stalled->gates();
+}
+
+stall(1000);
+$db->wait_until(q(SELECT (metadata ->> 'retries')::int > 1 FROM sync_logs WHERE organization_id = 'stalled'));
+give_up_after(0);
+$db->wait_for_runs('stalled');
+my $run = $db->newest_run('stalled');
 is_deeply(
 	[ $run->{status}, $run->{metadata}{error_type}, $run->{records_success} ],
 	[ 'failed', 'NETWORK_ERROR', 40 ],
 	'stalled: failed');
-$db->set(retry_window => '1h');
-$stalled->reset;
-$stalled->faults({ kind => 'stall', request => 3 });
-$run = $db->sync('stalled');
-is_deeply([ $run->{status}, $run->{metadata}{retries} ], [ 'completed', 1 ], 'stalled once: completed');
+stall(1);
+$db->wait_for_runs('stalled');
+$run = $db->newest_run('stalled');
+is($run->{status}, 'completed', 'stalled once: completed');
+cmp_ok($run->{metadata}{retries}, '>', 1, 'stalled once: retried');
+is(scalar $stalled->pages, 3 + $run->{metadata}{retries}, 'stalled once: and asked for again, no more often than that');
 $db->is_copy_of('stalled', $stalled, 'stalled once');
 
 $db->finish;

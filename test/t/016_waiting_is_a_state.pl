@@ -31,7 +31,7 @@ sub is_in_the_future
 # Given a Cliniko that wants to be left alone for 50 seconds, when a run meets
 # that, then it waits and says so.
 my $account = $db->add_clinic('limited', patients => 250);
-$account->faults({ kind => 'rate_limited', seconds => 50, request => 2 });
+$account->faults({ kind => 'rate_limited', seconds => 50, request => 2, times => 1000 });
 $db->start('limited');
 my $run = wait_for_waiting('limited');
 is($run->{status}, 'running', 'limited: running');

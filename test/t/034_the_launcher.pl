@@ -175,10 +175,9 @@ is( $db->sql(
 # When the launcher itself is terminated, then the next one finds what is to do.
 hold($db);
 $start = -s $node->logfile;
-$db->sql(q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-			WHERE backend_type = 'clinisync launcher'));
-$db->wait_until(q(SELECT count(*) = 0 FROM pg_stat_activity
-				   WHERE backend_type = 'clinisync launcher'));
+my $launcher = $db->sql(q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'clinisync launcher'));
+$db->sql("SELECT pg_terminate_backend($launcher)");
+$db->wait_until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $launcher)");
 $db->terminate_worker;
 are_resumed('another launcher', $db);
 is(launchers(), 1, 'another launcher: it is there');

@@ -47,8 +47,8 @@ sub rounds
 		$accounts{clinic3}->reset if $round == 2;
 		$db->start_all(@orgs);
 		$db->wait_for_runs(grep { $_ ne 'clinic3' } @orgs);
-		$db->sql(q(SELECT cliniko_cancel_sync('clinic3')
-					WHERE EXISTS (SELECT FROM sync_logs WHERE organization_id = 'clinic3' AND status = 'running')));
+		# whose requests fail for ever in the first round
+		$db->call(q(cliniko_cancel_sync('clinic3'))) if $round == 1;
 		$db->wait_for_runs('clinic3');
 	}
 }

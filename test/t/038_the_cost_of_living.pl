@@ -126,7 +126,8 @@ for my $state ('never analysed', 'vacuumed')
 	  q(cliniko_sync_logs('clinic1', 1, 'completed')),
 	  q(cliniko_sync_logs('clinic1', 1, 'completed', 'full_patients')),
 	  q(cliniko_sync_logs('clinic1', 100, NULL, 'incremental_patients'));
-	costs(q(cliniko_status('clinic1')), 'clinic1', $most, $state eq 'vacuumed' ? 2 * $probe : $most, $state);
+	# all of the clinic's patients in one index, and those that are not active in another
+	costs(q(cliniko_status('clinic1')), 'clinic1', 1.2 * $patients, $state eq 'vacuumed' ? 2 * $probe : $most, $state);
 	costs(q(cliniko_active_patients('clinic1', 50, 0, 'zq1')), 'clinic1', $most, $most, $state);
 	costs(q(cliniko_active_patients('clinic1', 50, 100)), 'clinic1', $most, $most, $state);
 }
@@ -165,7 +166,7 @@ sub life
 
 # Given a worker that has nothing to do any more, after a run that made no connection
 # which Cliniko might close,
-$db->set(contact_email => '');
+$db->set(contact_email => '', idle_timeout => '1h');
 $db->add_clinic('idle', patients => 1);
 is($db->sync('idle')->{metadata}{error_type}, 'CONFIGURATION_ERROR', 'idle: there was a run');
 my $pid = $db->worker_pid;
@@ -207,11 +208,14 @@ sub taken
 	};
 }
 
-# Check what a run took against what it may take.
+# Check what a run took against what it may take: each request may be one
+# transaction that writes the log once, and a few more are its beginning and end.
 sub is_within
 {
 	my ($taken, $most, $test) = @_;
 
+	$most->{logs} = $taken->{requests} + 4;
+	$most->{xids} = $taken->{requests} + 6;
 	cmp_ok($taken->{$_}, '<=', $most->{$_}, "$test: $_") for sort keys %$most;
 	# its end alone is none: the status is in an index
 	cmp_ok($taken->{logs} - $taken->{logs_hot}, '<=', 2, "$test: progress is written as HOT updates");
@@ -221,25 +225,25 @@ sub is_within
 # Given a clinic of 1,000, when it is synced for the first time, then a page takes one
 # request and one transaction, and a patient one row.
 my $account = $db->add_clinic('clinic', patients => 900, archived => 100);
-is_within(taken($account), { requests => 12, xids => 18, patients => 1000, logs => 16, wal => 1300 * 1000 },
+is_within(taken($account), { requests => 12, patients => 1000, wal => 1300 * 1000 },
 	'first run');
 
 # When nothing has changed, then no patient is written.
-is_within(taken($account), { requests => 12, xids => 18, patients => 0, logs => 16, wal => 60 * 1000 },
+is_within(taken($account), { requests => 12, patients => 0, wal => 60 * 1000 },
 	'unchanged');
 
 # When 5 % have, then they are, and no other.
 $account->mutate(edit => 50);
-is_within(taken($account), { requests => 12, xids => 18, patients => 50, logs => 16, wal => (60 + 200) * 1000 },
+is_within(taken($account), { requests => 12, patients => 50, wal => (60 + 200) * 1000 },
 	'5 % changed');
 
 # When pages are fetched side by side, then that takes hardly a request more, and
 # no more transactions.
 $db->set(requests_in_flight => 4);
-is_within(taken($account), { requests => 15, xids => 18, patients => 0, logs => 16, wal => 60 * 1000 },
+is_within(taken($account), { requests => 15, patients => 0, wal => 60 * 1000 },
 	'side by side, unchanged');
 $db->sql('TRUNCATE patients');
-is_within(taken($account), { requests => 15, xids => 18, patients => 1000, logs => 16, wal => 1300 * 1000 },
+is_within(taken($account), { requests => 15, patients => 1000, wal => 1300 * 1000 },
 	'side by side, first run');
 $db->set(requests_in_flight => 1);
 

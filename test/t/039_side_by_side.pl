@@ -40,7 +40,7 @@ my $clinic = $db->add_clinic('clinic', patients => 600, archived => 48);
 $clinic->gates(1 .. 6);
 $db->start('clinic');
 $clinic->await_gate($_) for 1, 2;
-is_deeply([ map { /(sort=id:\w+)/ } $clinic->pages ], [ 'sort=id:asc', 'sort=id:desc' ],
+is_deeply([ sort map { /(sort=id:\w+)/ } $clinic->pages ], [ 'sort=id:asc', 'sort=id:desc' ],
 	'clinic: both ends of the list, at once');
 $clinic->open_gate($_) for 1, 2;
 $clinic->await_gate($_) for 3 .. 6;
@@ -56,6 +56,21 @@ is($run->{metadata}{retries}, 0, 'clinic: without another try');
 cmp_ok(scalar $clinic->pages, '<=', 8, 'clinic: seven pages take eight requests at most');
 $db->is_copy_of('clinic', $clinic, 'clinic');
 
+# Start a run of which no request is answered but the first at the upper end, which
+# tells how many patients there are; answers how many requests it has at a time then.
+sub crowd
+{
+	my ($org, $account, $in_flight) = @_;
+
+	$account->gates(1 .. $in_flight + 1);
+	$db->start($org);
+	$account->await_gate($_) for 1 .. ($in_flight > 1 ? 2 : 1);
+	my @first = $account->pages;
+	$account->open_gate($_) for $in_flight > 1 ? grep { $first[ $_ - 1 ] =~ /sort=id:desc/ } 1, 2 : 1;
+	$account->await_gate($in_flight + 1);
+	return $account->summary->{in_flight};
+}
+
 # However ids are spread, there is more to ask for than one page after another,
 # and hardly a request has nothing to show; with any number of requests at a time.
 for my $in_flight (1, 2, 4, 16)
@@ -69,13 +84,16 @@ for my $in_flight (1, 2, 4, 16)
 		my $account = $db->add_clinic($org, patients => 1_480, archived => 20, ids => $ids,
 			latency_ms => 30);
 
-		$run = $db->sync($org);
+		is(crowd($org, $account, $in_flight), $in_flight, "$test: at a time");
+		$account->gates();
+		$db->wait_for_runs($org);
+		$run = $db->newest_run($org);
 		is($run->{status}, 'completed', "$test: completed");
 		Clinisync::is_accounted_for($run, 1_500, $test);
 		is($run->{metadata}{inserted}, 1_500, "$test: everybody once");
 		is($db->stored($org), 1_500, "$test: in the table");
 		# beside the account's, which is one of them
-		is($account->summary->{max_in_flight}, $in_flight, "$test: as many as allowed");
+		is($account->summary->{max_in_flight}, $in_flight, "$test: and never more");
 		cmp_ok(scalar $account->pages, '<=', 15 + 2 * $in_flight, "$test: hardly more requests than pages");
 		cmp_ok(scalar empty_pages($account), '<=', $in_flight, "$test: hardly one for nobody");
 		note("$test: " . scalar($account->pages) . ' requests, ' . scalar(empty_pages($account)) . ' for nobody');
@@ -118,14 +136,14 @@ cmp_ok(scalar $dying->pages, '<=', 15 + 4 + 6, 'dying: hardly more was asked for
 # Given a limit that is met by requests side by side, then the run stores what
 # there is, and says that it waits, and for what.
 my $limited = $db->add_clinic('limited', patients => 1_000);
-$limited->faults({ kind => 'rate_limited', seconds => 50, request => 4 });
+$limited->faults({ kind => 'rate_limited', seconds => 50, request => 4, times => 1000 });
 $db->start('limited');
 $db->wait_until(
 	q(SELECT metadata ->> 'step' = 'waiting' FROM sync_logs WHERE organization_id = 'limited'));
 $run = $db->newest_run('limited');
 like($run->{metadata}{waiting_for}, qr/Cliniko's request limit/, 'limited: says so');
 is( $run->{records_success},
-	100 * (@{ [ $limited->pages ] } - 1),
+	100 * (@{ [ $limited->pages ] } - $limited->summary->{rate_limited}),
 	'limited: with all that was answered in the table');
 is($limited->summary->{in_flight}, 0, 'limited: and asks for nothing');
 $db->call(q(cliniko_cancel_sync('limited')));

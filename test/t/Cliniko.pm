@@ -43,7 +43,7 @@ sub new
 		launch('cliniko.mjs'),
 		# longer than it waits for a request to reach a gate; and on a kept
 		# connection, content waits 40 ms for the headers to be acknowledged
-		http => HTTP::Tiny->new(timeout => 90, keep_alive => 0)
+		http => HTTP::Tiny->new(timeout => 600, keep_alive => 0)
 	}, $class;
 }
 

@@ -16,6 +16,14 @@ package Clinisync;
 use strict;
 use warnings;
 
+# How long to wait for what must happen, in seconds: where that passes, something is
+# wrong, and not slow. PostgreSQL's modules read it when they are loaded.
+BEGIN
+{
+	$ENV{PG_TEST_TIMEOUT_DEFAULT} ||= 900;
+	$ENV{PGCTLTIMEOUT} ||= 900;
+}
+
 use Cliniko;
 use Encode qw(encode_utf8);
 use JSON::PP;
@@ -112,7 +120,9 @@ sub configure
 		# tests to which that is all the same set it to what it is by default
 		requests_in_flight => 1,
 		# tests do in a second what a clinic does in an hour
-		requests_per_minute => 0);
+		requests_per_minute => 0,
+		# a request that is held is held, however long the test takes meanwhile
+		request_timeout => '10min');
 }
 
 sub node { return $_[0]->{node}; }
