@@ -75,7 +75,7 @@ sub new
 }
 
 # Make another database of the same server, or one that is only to be restored.
-# encoding: another than the server's.
+# encoding: another than the server's; version: an earlier one of clinisync.
 sub new_database
 {
 	my ($self, $name, %options) = @_;
@@ -84,7 +84,7 @@ sub new_database
 
 	$self->sql("CREATE DATABASE $name"
 		  . ($encoding ? " ENCODING '$encoding' TEMPLATE template0" : ''));
-	$options{empty} ? $other->configure : $other->prepare;
+	$options{empty} ? $other->configure : $other->prepare($options{version});
 	return $other;
 }
 
@@ -97,8 +97,8 @@ sub on
 
 sub prepare
 {
-	my ($self) = @_;
-	$self->sql('CREATE EXTENSION clinisync');
+	my ($self, $version) = @_;
+	$self->sql('CREATE EXTENSION clinisync' . ($version ? " VERSION '$version'" : ''));
 	$self->configure;
 }
 
