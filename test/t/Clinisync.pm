@@ -74,6 +74,16 @@ sub new
 	return $self;
 }
 
+# Pass a test over where there is no pg_cron. Where Debian has it for this
+# PostgreSQL, test/run has installed it.
+sub need_pg_cron
+{
+	chomp(my $share = `pg_config --sharedir`);
+	return if -e "$share/extension/pg_cron.control";
+	die "pg_cron is not installed: test/run does that\n" if $ENV{IS_DEBIAN};
+	plan skip_all => 'this PostgreSQL is not from a Debian package and has no pg_cron';
+}
+
 # Make another database of the same server, or one that is only to be restored.
 # encoding: another than the server's; version: an earlier one of clinisync.
 sub new_database
