@@ -90,7 +90,7 @@ panel:
 	npm run --prefix panel build
 
 lint:
-	shellcheck -x .ci/run test/run test/debian test/fuzz/run test/lib/*.sh
+	@test/lint
 
 help:
 	@echo 'make               build the extension'
@@ -108,7 +108,7 @@ help:
 	@echo 'make soak          try random accounts, faults and deaths for SECONDS=... (default: 600)'
 	@echo 'make fuzz          look for a minute for input from Cliniko that is read wrongly'
 	@echo 'make bench         measure speed and memory beside other ways to do the same'
-	@echo 'make lint          check the shell scripts'
+	@echo 'make lint          check the shell programs, the workflow and the versions'
 	@echo 'make clean         remove everything that the above made'
 
 .PHONY: all install installcheck clean check test test-upgrade test-debian soak panel demo bench fuzz lint help
