@@ -76,6 +76,9 @@ test demo bench fuzz:
 
 RELEASE ?= trixie
 
+test-upgrade:
+	@test/run upgrade
+
 test-debian:
 	@test/debian $(RELEASE)
 
@@ -87,7 +90,7 @@ panel:
 	npm run --prefix panel build
 
 lint:
-	shellcheck -x .ci/run test/run test/debian test/fuzz/run test/lib/*.sh
+	@test/lint
 
 help:
 	@echo 'make               build the extension'
@@ -97,13 +100,15 @@ help:
 	@echo 'make demo          watch 648 patients arrive in a throwaway database'
 	@echo 'make check         run the tests that find most, in two minutes'
 	@echo 'make test          run every test in throwaway databases'
-	@echo '                   (SANITIZE=1: with sanitizers in the server)'
+	@echo '                   (SANITIZE=1: with sanitizers in the server; ASSERT=1: with assertions;'
+	@echo '                   VALGRIND=1: some tests of the worker under valgrind)'
+	@echo 'make test-upgrade  test upgrades, from what the last tag has installed'
 	@echo 'make test-debian   do what the README says in a bare root of a Debian release'
 	@echo '                   (RELEASE=trixie, bookworm or forky)'
 	@echo 'make soak          try random accounts, faults and deaths for SECONDS=... (default: 600)'
 	@echo 'make fuzz          look for a minute for input from Cliniko that is read wrongly'
 	@echo 'make bench         measure speed and memory beside other ways to do the same'
-	@echo 'make lint          check the shell scripts'
+	@echo 'make lint          check the shell programs, the workflow and the versions'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean check test test-debian soak panel demo bench fuzz lint help
+.PHONY: all install installcheck clean check test test-upgrade test-debian soak panel demo bench fuzz lint help

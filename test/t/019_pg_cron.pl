@@ -10,18 +10,9 @@ use lib $FindBin::RealBin;
 use Clinisync;
 use Test::More;
 
+Clinisync::need_pg_cron();
 my $db = Clinisync->new('main', settings => "max_worker_processes = 16\n");
 my $node = $db->node;
-
-# Where Debian has pg_cron for this PostgreSQL, test/run has installed it.
-my ($has_cron, $major) = split /\|/, $db->sql(
-	q(SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_cron'),
-			 current_setting('server_version_num')::int / 10000));
-if ($has_cron ne 't')
-{
-	die "pg_cron is not installed: apt-get install postgresql-$major-cron" if $ENV{IS_DEBIAN};
-	plan skip_all => "this PostgreSQL $major is not from a Debian package and has no pg_cron";
-}
 
 # Given a server with pg_cron, which connects as the job's role like any client,
 $node->append_conf('postgresql.conf',

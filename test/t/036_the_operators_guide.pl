@@ -12,6 +12,8 @@ use Clinisync;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+Clinisync::need_pg_cron();
+
 my $root = "$FindBin::RealBin/../..";
 my $guide = slurp_file("$root/docs/OPERATIONS.md");
 my $errors = slurp_file("$root/docs/ERROR_HANDLING.md");

@@ -82,8 +82,18 @@ sub new
 	return $self;
 }
 
+# Pass a test over where there is no pg_cron. Where Debian has it for this
+# PostgreSQL, test/run has installed it.
+sub need_pg_cron
+{
+	chomp(my $share = `pg_config --sharedir`);
+	return if -e "$share/extension/pg_cron.control";
+	die "pg_cron is not installed: test/run does that\n" if $ENV{IS_DEBIAN};
+	plan skip_all => 'this PostgreSQL is not from a Debian package and has no pg_cron';
+}
+
 # Make another database of the same server, or one that is only to be restored.
-# encoding: another than the server's.
+# encoding: another than the server's; version: an earlier one of clinisync.
 sub new_database
 {
 	my ($self, $name, %options) = @_;
@@ -92,7 +102,7 @@ sub new_database
 
 	$self->sql("CREATE DATABASE $name"
 		  . ($encoding ? " ENCODING '$encoding' TEMPLATE template0" : ''));
-	$options{empty} ? $other->configure : $other->prepare;
+	$options{empty} ? $other->configure : $other->prepare($options{version});
 	return $other;
 }
 
@@ -105,8 +115,8 @@ sub on
 
 sub prepare
 {
-	my ($self) = @_;
-	$self->sql('CREATE EXTENSION clinisync');
+	my ($self, $version) = @_;
+	$self->sql('CREATE EXTENSION clinisync' . ($version ? " VERSION '$version'" : ''));
 	$self->configure;
 }
 
