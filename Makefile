@@ -39,7 +39,7 @@ DATA_built = sql/clinisync--$(EXTVERSION).sql
 REGRESS = $(sort $(basename $(notdir $(wildcard test/sql/*.sql))))
 REGRESS_OPTS = --inputdir=test
 
-EXTRA_CLEAN = panel/dist panel/src/openapi.d.ts panel/node_modules
+EXTRA_CLEAN = dist panel/dist panel/src/openapi.d.ts panel/node_modules
 
 # Every extension's library shares one namespace in the server, so nothing is
 # visible in it but what PostgreSQL calls. PostgreSQL 16 and later mark that
@@ -77,8 +77,11 @@ panel:
 	npm ci --prefix panel --ignore-scripts --no-audit --no-fund
 	npm run --prefix panel build
 
+deb:
+	@debian/build-packages
+
 lint:
-	shellcheck .ci/run test/run test/fuzz/run
+	shellcheck .ci/run debian/build-packages test/run test/fuzz/run
 
 help:
 	@echo 'make               build the extension'
@@ -91,7 +94,8 @@ help:
 	@echo 'make soak          try random accounts, faults and deaths for SECONDS=... (default: 600)'
 	@echo 'make fuzz          look for a minute for input from Cliniko that is read wrongly'
 	@echo 'make bench         measure speed and memory beside other ways to do the same'
+	@echo 'make deb           build a Debian package for each installed major version of PostgreSQL, into dist/'
 	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean test soak panel demo bench fuzz lint help
+.PHONY: all install installcheck clean test soak panel demo bench fuzz deb lint help
