@@ -80,6 +80,13 @@ panel:
 deb:
 	@debian/build-packages
 
+# The archive for PGXN, of what is committed.
+dist:
+	@test "$$(sed -n 's/^   "version": "\(.*\)",$$/\1/p' META.json)" = $(EXTVERSION) || \
+		{ echo >&2 'META.json and clinisync.control differ in the version'; exit 1; }
+	mkdir -p dist
+	git archive --format=zip --prefix=clinisync-$(EXTVERSION)/ --output=dist/clinisync-$(EXTVERSION).zip HEAD
+
 lint:
 	shellcheck .ci/run debian/build-packages test/run test/fuzz/run
 
@@ -95,7 +102,8 @@ help:
 	@echo 'make fuzz          look for a minute for input from Cliniko that is read wrongly'
 	@echo 'make bench         measure speed and memory beside other ways to do the same'
 	@echo 'make deb           build a Debian package for each installed major version of PostgreSQL, into dist/'
+	@echo 'make dist          pack what is committed for PGXN, into dist/'
 	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean test soak panel demo bench fuzz deb lint help
+.PHONY: all install installcheck clean test soak panel demo bench fuzz deb dist lint help
