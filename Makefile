@@ -87,8 +87,12 @@ dist:
 	mkdir -p dist
 	git archive --format=zip --prefix=clinisync-$(EXTVERSION)/ --output=dist/clinisync-$(EXTVERSION).zip HEAD
 
+RELEASE = trixie
+test-packages:
+	@test/packages $(RELEASE)
+
 lint:
-	shellcheck .ci/run debian/build-packages test/run test/fuzz/run
+	shellcheck .ci/run debian/build-packages test/packages test/run test/fuzz/run
 
 help:
 	@echo 'make               build the extension'
@@ -103,7 +107,9 @@ help:
 	@echo 'make bench         measure speed and memory beside other ways to do the same'
 	@echo 'make deb           build a Debian package for each installed major version of PostgreSQL, into dist/'
 	@echo 'make dist          pack what is committed for PGXN, into dist/'
+	@echo 'make test-packages try the packages, the archive and the Dockerfile in a bare Debian; needs root'
+	@echo '                   (RELEASE=bookworm: of that release; default: trixie)'
 	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean test soak panel demo bench fuzz deb dist lint help
+.PHONY: all install installcheck clean test soak panel demo bench fuzz deb dist test-packages lint help
