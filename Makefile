@@ -39,7 +39,7 @@ DATA_built = sql/clinisync--$(EXTVERSION).sql
 REGRESS = $(sort $(basename $(notdir $(wildcard test/sql/*.sql))))
 REGRESS_OPTS = --inputdir=test
 
-EXTRA_CLEAN = panel/dist panel/src/openapi.d.ts panel/node_modules
+EXTRA_CLEAN = dist panel/dist panel/src/openapi.d.ts panel/node_modules
 
 # Every extension's library shares one namespace in the server, so nothing is
 # visible in it but what PostgreSQL calls. PostgreSQL 16 and later mark that
@@ -89,6 +89,19 @@ panel:
 	npm ci --prefix panel --ignore-scripts --no-audit --no-fund
 	npm run --prefix panel build
 
+deb:
+	@debian/build-packages
+
+# The archive for PGXN, of what is committed.
+dist:
+	@test "$$(sed -n 's/^   "version": "\(.*\)",$$/\1/p' META.json)" = $(EXTVERSION) || \
+		{ echo >&2 'META.json and clinisync.control differ in the version'; exit 1; }
+	mkdir -p dist
+	git archive --format=zip --prefix=clinisync-$(EXTVERSION)/ --output=dist/clinisync-$(EXTVERSION).zip HEAD
+
+test-packages:
+	@test/packages $(RELEASE)
+
 lint:
 	@test/lint
 
@@ -108,7 +121,11 @@ help:
 	@echo 'make soak          try random accounts, faults and deaths for SECONDS=... (default: 600)'
 	@echo 'make fuzz          look for a minute for input from Cliniko that is read wrongly'
 	@echo 'make bench         measure speed and memory beside other ways to do the same'
+	@echo 'make deb           build a Debian package for each installed major version of PostgreSQL, into dist/'
+	@echo 'make dist          pack what is committed for PGXN, into dist/'
+	@echo 'make test-packages try the packages, the archive and the Dockerfile in a bare Debian; needs root'
+	@echo '                   (RELEASE=bookworm: of that release; default: trixie)'
 	@echo 'make lint          check the shell programs, the workflow and the versions'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean check test test-upgrade test-debian soak panel demo bench fuzz lint help
+.PHONY: all install installcheck clean check test test-upgrade test-debian test-packages soak panel demo bench fuzz deb dist lint help

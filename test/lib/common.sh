@@ -48,6 +48,6 @@ copy_checkout() {
 			tar -C "$root" --null --files-from=- -cf - | tar -C "$to" -xf -
 	else
 		tar -C "$root" --exclude-vcs --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
-			--exclude=node_modules --exclude=tmp_check -cf - . | tar -C "$to" -xf -
+			--exclude=node_modules --exclude=tmp_check --exclude=./dist -cf - . | tar -C "$to" -xf -
 	fi
 }
