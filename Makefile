@@ -57,7 +57,7 @@ ifneq ($(and $(PGXS),$(POSTGRES_H)),)
 include $(PGXS)
 else
 all install installcheck clean:
-	@echo >&2 "$(PG_CONFIG) names no PostgreSQL to build against: install postgresql-server-dev-15 (or later), or set PG_CONFIG"
+	@echo >&2 "$(PG_CONFIG) names no PostgreSQL to build against: install postgresql-server-dev-all, or set PG_CONFIG"
 	@exit 1
 endif
 
@@ -70,6 +70,9 @@ $(DATA_built): sql/clinisync.sql clinisync.control
 test demo bench fuzz:
 	@test/run $@
 
+test-pages:
+	@test/pages $(RELEASE)
+
 soak:
 	@test/run soak $(SECONDS)
 
@@ -79,6 +82,7 @@ panel:
 
 lint:
 	shellcheck .ci/run test/run test/fuzz/run
+	shellcheck --external-sources test/pages test/reader/systemctl
 
 help:
 	@echo 'make               build the extension'
@@ -88,10 +92,11 @@ help:
 	@echo 'make demo          watch 648 patients arrive in a throwaway database'
 	@echo 'make test          run every test in throwaway databases'
 	@echo '                   (SANITIZE=1: with sanitizers in the server)'
+	@echo 'make test-pages    follow README.md and http/README.md in a bare Debian, as root (RELEASE=trixie)'
 	@echo 'make soak          try random accounts, faults and deaths for SECONDS=... (default: 600)'
 	@echo 'make fuzz          look for a minute for input from Cliniko that is read wrongly'
 	@echo 'make bench         measure speed and memory beside other ways to do the same'
 	@echo 'make lint          check the shell scripts'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean test soak panel demo bench fuzz lint help
+.PHONY: all install installcheck clean test test-pages soak panel demo bench fuzz lint help
