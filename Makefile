@@ -102,6 +102,9 @@ dist:
 test-packages:
 	@test/packages $(RELEASE)
 
+test-pages:
+	@test/pages $(RELEASE)
+
 lint:
 	@test/lint
 
@@ -117,15 +120,15 @@ help:
 	@echo '                   VALGRIND=1: some tests of the worker under valgrind)'
 	@echo 'make test-upgrade  test upgrades, from what the last tag has installed'
 	@echo 'make test-debian   do what the README says in a bare root of a Debian release'
-	@echo '                   (RELEASE=trixie, bookworm or forky)'
+	@echo 'make test-packages try the packages, the archive and the Dockerfile in such a root'
+	@echo 'make test-pages    follow README.md and http/README.md from the first block to the last in such a root'
+	@echo '                   (all three: RELEASE=trixie, bookworm or forky; need root)'
 	@echo 'make soak          try random accounts, faults and deaths for SECONDS=... (default: 600)'
 	@echo 'make fuzz          look for a minute for input from Cliniko that is read wrongly'
 	@echo 'make bench         measure speed and memory beside other ways to do the same'
 	@echo 'make deb           build a Debian package for each installed major version of PostgreSQL, into dist/'
 	@echo 'make dist          pack what is committed for PGXN, into dist/'
-	@echo 'make test-packages try the packages, the archive and the Dockerfile in a bare Debian; needs root'
-	@echo '                   (RELEASE=bookworm: of that release; default: trixie)'
 	@echo 'make lint          check the shell programs, the workflow and the versions'
 	@echo 'make clean         remove everything that the above made'
 
-.PHONY: all install installcheck clean check test test-upgrade test-debian test-packages soak panel demo bench fuzz deb dist lint help
+.PHONY: all install installcheck clean check test test-upgrade test-debian test-packages test-pages soak panel demo bench fuzz deb dist lint help
