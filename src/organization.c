@@ -16,6 +16,7 @@
 #include "mb/pg_wchar.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 
 #include "cliniko.h"
 #include "clinisync.h"
@@ -65,30 +66,27 @@ add_bytea(Parameters *parameters, bytea *value)
 	parameters->nulls[i] = ' ';
 }
 
-/* Execute a statement with the rights of the moment. Answers its rows' number. */
-static uint64
-execute(const Catalog *catalog, const char *template, Parameters *parameters, bool read_only)
-{
-	int			code = SPI_execute_with_args(catalog_sql(catalog, template), parameters->count,
-											 parameters->types, parameters->values,
-											 parameters->nulls, read_only, 0);
-
-	if (code < 0)
-		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));
-	return SPI_processed;
-}
-
+/*
+ * Execute a statement as the tables' owner. Returns its rows' number. Settings
+ * that a trigger changes are put back: they are no business of the caller's session.
+ */
 static uint64
 execute_as_owner(const Catalog *catalog, const char *template, Parameters *parameters,
 				 bool read_only)
 {
 	CatalogIdentity caller;
-	uint64		rows;
+	int			nest_level = NewGUCNestLevel();
+	int			code;
 
 	catalog_become_owner(catalog, &caller);
-	rows = execute(catalog, template, parameters, read_only);
+	code = SPI_execute_with_args(catalog_sql(catalog, template), parameters->count,
+								 parameters->types, parameters->values,
+								 parameters->nulls, read_only, 0);
 	catalog_become(&caller);
-	return rows;
+	AtEOXact_GUC(false, nest_level);
+	if (code < 0)
+		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));
+	return SPI_processed;
 }
 
 static Datum

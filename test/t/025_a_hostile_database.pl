@@ -45,7 +45,8 @@ sub hold
 sub trigger
 {
 	my ($org, $body) = @_;
-	return qq(CREATE FUNCTION hostile() RETURNS trigger LANGUAGE plpgsql AS \$\$
+	return qq(CREATE FUNCTION hostile() RETURNS trigger LANGUAGE plpgsql
+			  SET search_path = pg_catalog, public AS \$\$
 			  BEGIN $body; RETURN NEW; END \$\$;
 			  CREATE TRIGGER hostile BEFORE INSERT OR UPDATE ON patients FOR EACH ROW
 				WHEN (NEW.organization_id = '$org') EXECUTE FUNCTION hostile(););
@@ -401,7 +402,8 @@ is_completed('held_for_long', $account, 'held for long, started again');
 # Given databases in which nobody, or no run, can write the table of runs,
 # when a run is in the middle, then it stays as it is, the log says why, the
 # worker is not busy with it, and it goes on by itself when that is undone.
-my $on_logs = q(CREATE FUNCTION hostile() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN %s; END $$;
+my $on_logs = q(CREATE FUNCTION hostile() RETURNS trigger LANGUAGE plpgsql
+				SET search_path = pg_catalog, public AS $$ BEGIN %s; END $$;
 				CREATE TRIGGER hostile BEFORE UPDATE ON sync_logs FOR EACH ROW EXECUTE FUNCTION hostile());
 my $as_it_was = 'DROP VIEW sync_logs; ALTER TABLE kept RENAME TO sync_logs';
 
