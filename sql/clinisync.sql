@@ -12,6 +12,9 @@
  */
 \echo Use "CREATE EXTENSION clinisync" to load this file. \quit
 
+/* what is not qualified here is PostgreSQL's own, whatever else is in the schema */
+SET LOCAL search_path = pg_catalog, pg_temp;
+
 /*
  * The layout
  */
