@@ -396,7 +396,7 @@ static void
 try_connection(StringInfo json, const char *org, const char *api_key,
 			   const Organization *organization)
 {
-	ClinikoAccount *account = cliniko_account(api_key, organization->shard);
+	ClinikoAccount *account = cliniko_account(api_key);
 	ConnectionReport report;
 
 	if (account == NULL)
@@ -431,7 +431,7 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 	char	   *org = text_argument(fcinfo, 0);
 	Catalog		catalog;
 	Organization organization;
-	const char *problem = CLINIKO_SHARD_UNKNOWN;
+	const char *problem;
 	char	   *volatile api_key = NULL;
 	StringInfoData json;
 
@@ -443,9 +443,10 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 
 	PG_TRY();
 	{
-		if (organization.shard)
-			api_key = secret_open(organization.api_key_sealed, org, &problem);
+		api_key = secret_open(organization.api_key_sealed, org, &problem);
 		if (api_key)
+			problem = cliniko_shard_problem(api_key, organization.shard);
+		if (problem == NULL)
 			try_connection(&json, org, api_key, &organization);
 		else
 			answer_failed(&json, org, CLINIKO_CREDENTIALS_UNREADABLE, problem);
