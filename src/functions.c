@@ -46,6 +46,8 @@ SQL_FUNCTION(cliniko_test_connection);
 SQL_FUNCTION(cliniko_sync_logs);
 SQL_FUNCTION(cliniko_status);
 SQL_FUNCTION(cliniko_active_patients);
+SQL_FUNCTION(cliniko_list_organizations);
+SQL_FUNCTION(clinisync_enabled_organizations);
 
 /* A text argument as a C string, or NULL. */
 static char *
@@ -527,6 +529,34 @@ cliniko_active_patients(PG_FUNCTION_ARGS)
 	answer = report_active_patients(&catalog, org, &filter);
 	SPI_finish();
 	return answer;
+}
+
+/* Return what is read of all organizations that the caller may see. */
+static Datum
+read_organizations(Datum (*read) (const Catalog *catalog))
+{
+	Catalog		catalog;
+	Datum		result;
+
+	SPI_connect();
+	catalog_require_setup(&catalog);
+	result = read(&catalog);
+	SPI_finish();
+	return result;
+}
+
+/* cliniko_list_organizations() -> jsonb */
+Datum
+cliniko_list_organizations(PG_FUNCTION_ARGS)
+{
+	return read_organizations(report_organizations);
+}
+
+/* clinisync_enabled_organizations() -> text[] */
+Datum
+clinisync_enabled_organizations(PG_FUNCTION_ARGS)
+{
+	return read_organizations(report_enabled);
 }
 
 /*

@@ -2,9 +2,9 @@
  * organization.c
  *		What callers do to organisations and their runs, in SQL.
  *
- * Everything here happens in the caller's transaction. An organisation is
- * looked for with the caller's own rights, so that one which the caller cannot
- * see does not exist; what is then done to it is done as the tables' owner.
+ * Everything here happens in the caller's transaction. An organization that the
+ * caller cannot see (caller.c) does not exist; whatever is read or written is read
+ * or written as the tables' owner.
  *
  * Expects a connection to SPI. Memory: results are palloc'ed in the context
  * that was current when SPI was connected.
@@ -18,6 +18,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
+#include "caller.h"
 #include "cliniko.h"
 #include "clinisync.h"
 #include "compat.h"
@@ -137,7 +138,8 @@ organization_require(const Catalog *catalog, const char *org)
 					  "SELECT FROM @schema@.cliniko_organizations"
 					  " WHERE organization_id = $1", lengthof(types), types);
 	/* not read_only: the row may have been written just now */
-	if (statement_execute(&statement, values, NULL, false) == 0)
+	if (!caller_sees(catalog, org) ||
+		statement_execute_as_owner(&statement, catalog, values, NULL, false) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CLINISYNC_NOT_FOUND),
 				 errmsg("organization not found"),

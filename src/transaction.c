@@ -125,7 +125,10 @@ transaction(TransactionWork work, void *arg, bool farewell)
 		else if (!catalog_find(&catalog) || catalog.missing)
 			result = TRANSACTION_UNINSTALLED;
 		else
+		{
+			catalog_require_tables(&catalog);
 			remember(&catalog);
+		}
 
 		if (result == TRANSACTION_UNINSTALLED)
 			AbortCurrentTransaction();
