@@ -16,6 +16,7 @@ OBJS = \
 	src/patient.o \
 	src/catalog.o \
 	src/statement.o \
+	src/caller.o \
 	src/transaction.o \
 	src/run.o \
 	src/ranges.o \

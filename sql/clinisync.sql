@@ -12,6 +12,9 @@
  */
 \echo Use "CREATE EXTENSION clinisync" to load this file. \quit
 
+/* what is not qualified here is PostgreSQL's own, whatever else is in the schema */
+SET LOCAL search_path = pg_catalog, pg_temp;
+
 /*
  * The layout
  */
@@ -426,6 +429,13 @@ BEGIN
 		EXECUTE statement;
 	END LOOP;
 
+	/* work on the tables is done as their owner, who has to reach them */
+	IF NOT has_schema_privilege(owner, '@extschema@'::regnamespace::oid, 'USAGE') THEN
+		statement = format('GRANT USAGE ON SCHEMA @extschema@ TO %s', owner);
+		EXECUTE statement;
+		changes = changes || statement;
+	END IF;
+
 	IF to_regprocedure('@extschema@.cliniko_claimed_organization()') IS NULL THEN
 		/* bound to its operators here, whatever the search_path of its callers */
 		CREATE FUNCTION @extschema@.cliniko_claimed_organization() RETURNS text
@@ -604,42 +614,9 @@ COMMENT ON FUNCTION @extschema@.cliniko_status(text) IS
 
 CREATE FUNCTION @extschema@.cliniko_list_organizations()
 RETURNS jsonb
-LANGUAGE plpgsql STABLE
+LANGUAGE c STABLE
 SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-	most CONSTANT int = 1000;
-	missing CONSTANT text = (
-		SELECT concat_ws('.', 'cliniko_organizations', CASE WHEN t.oid IS NOT NULL THEN l.column_name END)
-		FROM to_regclass('@extschema@.cliniko_organizations') AS t (oid),
-			unnest('{organization_id,name,shard,sync_enabled}'::text[]) AS l (column_name)
-		WHERE NOT EXISTS (SELECT FROM pg_attribute a
-						  WHERE a.attrelid = t.oid AND a.attname = l.column_name AND NOT a.attisdropped)
-		LIMIT 1);
-BEGIN
-	IF missing IS NOT NULL THEN
-		RAISE EXCEPTION USING
-			ERRCODE = 'PT409',
-			MESSAGE = 'the tables of clinisync lack ' || missing,
-			DETAIL = 'SETUP_REQUIRED',
-			HINT = 'Run: SELECT @extschema@.cliniko_setup();';
-	END IF;
-	RETURN (
-		SELECT jsonb_build_object(
-			'organizations', coalesce(jsonb_agg(jsonb_build_object(
-				'organization_id', o.organization_id,
-				'name', o.name,
-				'sync_enabled', coalesce(o.sync_enabled, true),
-				/* without a key there is no shard, which more roles may read */
-				'connected', o.shard IS NOT NULL)
-				ORDER BY o.place) FILTER (WHERE o.place <= most), '[]'),
-			'has_more', count(*) > most)
-		FROM (SELECT organization_id, name, shard, sync_enabled,
-					 row_number() OVER (ORDER BY name, organization_id) AS place
-			  FROM @extschema@.cliniko_organizations
-			  ORDER BY place LIMIT most + 1) AS o);
-END
-$$;
+AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cliniko_list_organizations() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_list_organizations() IS
 'The organisations that the caller may see, by name, those without one last, at most 1000: {organizations: [{organization_id, name, sync_enabled, connected (whether there is an API key)}], has_more}. Who may see none gets an empty list. Raises PT409 SETUP_REQUIRED.';
@@ -661,6 +638,15 @@ COMMENT ON FUNCTION @extschema@.cliniko_active_patients(text, int, int, text, ti
  * For psql and pg_cron
  */
 
+CREATE FUNCTION @extschema@.clinisync_enabled_organizations()
+RETURNS text[]
+LANGUAGE c STABLE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.clinisync_enabled_organizations() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.clinisync_enabled_organizations() IS
+'The ids of the organizations that the caller can see, that are connected and whose sync is enabled. Raises PT409 SETUP_REQUIRED.';
+
 CREATE FUNCTION @extschema@.cliniko_sync_all_organizations(only_changes boolean DEFAULT false)
 RETURNS SETOF jsonb
 LANGUAGE plpgsql
@@ -670,19 +656,7 @@ DECLARE
 	org text;
 	code text;
 BEGIN
-	IF to_regclass('@extschema@.cliniko_organizations') IS NULL THEN
-		RAISE EXCEPTION USING
-			ERRCODE = 'PT409',
-			MESSAGE = 'the tables of clinisync do not exist',
-			DETAIL = 'SETUP_REQUIRED',
-			HINT = 'Run: SELECT @extschema@.cliniko_setup();';
-	END IF;
-	FOR org IN
-		SELECT o.organization_id
-		FROM @extschema@.cliniko_organizations o
-		/* without a key there is no shard, which more roles may read */
-		WHERE o.sync_enabled AND o.shard IS NOT NULL
-		ORDER BY o.organization_id
+	FOREACH org IN ARRAY @extschema@.clinisync_enabled_organizations()
 	LOOP
 		BEGIN
 			RETURN NEXT CASE WHEN only_changes
@@ -734,6 +708,7 @@ VALUES
 	('admin', 'cliniko_connect'),
 	('admin', 'cliniko_disconnect'),
 	('admin', 'cliniko_set_sync_enabled'),
+	('admin', 'clinisync_enabled_organizations'),
 	('admin', 'cliniko_sync_all_organizations')
 $$;
 REVOKE ALL ON FUNCTION @extschema@.clinisync_level_functions() FROM PUBLIC;
@@ -822,6 +797,8 @@ BEGIN
 		SELECT format('REVOKE USAGE ON SCHEMA @extschema@ FROM %s', role)
 		FROM pg_namespace n
 		WHERE n.oid = '@extschema@'::regnamespace AND n.nspowner <> role
+			/* the tables' owner, who does all work on them, has to reach them */
+			AND NOT EXISTS (SELECT FROM @extschema@.clinisync_tables() t WHERE t.owner = role)
 	LOOP
 		EXECUTE statement;
 	END LOOP;
@@ -863,7 +840,7 @@ BEGIN
 
 	FOR statement IN
 		SELECT format('GRANT USAGE ON SCHEMA @extschema@ TO %s', role)
-		WHERE NOT has_schema_privilege(role, '@extschema@', 'USAGE')
+		WHERE NOT has_schema_privilege(role, '@extschema@'::regnamespace::oid, 'USAGE')
 		UNION ALL
 		/* all of patients, also columns to come; of the others neither key nor checkpoint */
 		SELECT format('GRANT SELECT %s ON TABLE @extschema@.%I TO %s',

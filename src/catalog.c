@@ -72,23 +72,26 @@ extension_schema(void)
 	return schema;
 }
 
-static Oid
-relation_owner(Oid relation)
+/* Note whose a relation is, and whether it is none that we may read from or write to. */
+static void
+look_at_relation(Catalog *catalog, const char *name, Oid relation)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
-	Oid			owner = InvalidOid;
+	Form_pg_class form;
 
-	if (HeapTupleIsValid(tuple))
-	{
-		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-		ReleaseSysCache(tuple);
-	}
-	return owner;
+	if (!HeapTupleIsValid(tuple))
+		return;
+	form = (Form_pg_class) GETSTRUCT(tuple);
+	catalog->owner = form->relowner;
+	/* reading from a view, or a foreign table, would run what its owner wants */
+	if (form->relkind != RELKIND_RELATION && form->relkind != RELKIND_PARTITIONED_TABLE)
+		catalog->no_table = name;
+	ReleaseSysCache(tuple);
 }
 
-/* The first thing that the tables lack, or NULL; and whose they are. */
+/* The first thing that the tables lack, or NULL. */
 static const char *
-find_missing(Oid schema, Oid *owner)
+find_missing(Catalog *catalog, Oid schema)
 {
 	Oid			patients = InvalidOid;
 
@@ -98,13 +101,15 @@ find_missing(Oid schema, Oid *owner)
 
 		if (!OidIsValid(relation))
 			return required[i].relation;
-		*owner = relation_owner(relation);
+		look_at_relation(catalog, required[i].relation, relation);
 		for (const char *const *column = required[i].columns; *column; column++)
 		{
 			if (get_attnum(relation, *column) == InvalidAttrNumber)
 				return psprintf("%s.%s", required[i].relation, *column);
 		}
 		patients = relation;
+		if (i == 0)
+			catalog->organizations = relation;
 	}
 	for (int i = 0; i < patient_column_count(); i++)
 	{
@@ -125,10 +130,22 @@ catalog_find(Catalog *catalog)
 
 	if (name == NULL)
 		return false;
+	memset(catalog, 0, sizeof(*catalog));
 	catalog->schema = pstrdup(quote_identifier(name));
-	catalog->owner = InvalidOid;
-	catalog->missing = find_missing(schema, &catalog->owner);
+	catalog->missing = find_missing(catalog, schema);
 	return true;
+}
+
+/* Raise an error where something else is in the place of a table. */
+void
+catalog_require_tables(const Catalog *catalog)
+{
+	if (catalog->no_table)
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_CONFLICT),
+				 errmsg("%s.%s is not a table", catalog->schema, catalog->no_table),
+				 errdetail("SETUP_REQUIRED"),
+				 errhint("Put the table back in its place; what is there now was not read.")));
 }
 
 /* Look the extension up for a caller who needs its tables. */
@@ -139,6 +156,7 @@ catalog_require_setup(Catalog *catalog)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("extension \"%s\" is not installed in this database", EXTENSION_NAME)));
+	catalog_require_tables(catalog);
 	if (catalog->missing)
 		ereport(ERROR,
 				(errcode(ERRCODE_CLINISYNC_CONFLICT),

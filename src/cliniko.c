@@ -132,9 +132,46 @@ cliniko_error_retry_recommended(ClinikoError error)
 }
 
 /*
- * Check an API key's shape and find its shard, which is the suffix of two
- * letters and one or two digits after the last hyphen, in any case (Cliniko:
- * "the shard is at the end of the key"). Answers the key without surrounding
+ * Find the shard of an API key, which is the suffix of two letters and one or two
+ * digits after the last hyphen, in any case (Cliniko: "the shard is at the end of
+ * the key"). Returns false where this cannot be a key.
+ */
+static bool
+find_shard(const char *key, int len, char shard[CLINIKO_SHARD_SIZE])
+{
+	const char *end = key + len;
+	const char *hyphen = NULL;
+	int			suffix_len;
+
+	if (len == 0 || len > MAX_KEY_LENGTH)
+		return false;
+	for (const char *c = key; c < end; c++)
+	{
+		/* a colon would end the user name of HTTP Basic */
+		if (*c <= ' ' || *c > '~' || *c == ':')
+			return false;
+		if (*c == '-')
+			hyphen = c;
+	}
+
+	strlcpy(shard, DEFAULT_SHARD, CLINIKO_SHARD_SIZE);
+	suffix_len = hyphen ? end - hyphen - 1 : 0;
+	if ((suffix_len == 3 || suffix_len == 4) &&
+		isalpha((unsigned char) hyphen[1]) && isalpha((unsigned char) hyphen[2]) &&
+		isdigit((unsigned char) hyphen[3]) &&
+		(suffix_len == 3 || isdigit((unsigned char) hyphen[4])))
+	{
+		if (hyphen == key)
+			return false;
+		for (int i = 0; i < suffix_len; i++)
+			shard[i] = tolower((unsigned char) hyphen[1 + i]);
+		shard[suffix_len] = '\0';
+	}
+	return true;
+}
+
+/*
+ * Check an API key's shape and find its shard. Returns the key without surrounding
  * blanks, or NULL where it cannot be a key.
  */
 char *
@@ -142,52 +179,47 @@ cliniko_parse_key(const char *input, char shard[CLINIKO_SHARD_SIZE])
 {
 	const char *start = input;
 	const char *end = input + strlen(input);
-	const char *hyphen = NULL;
-	int			len;
 
 	while (start < end && isspace((unsigned char) *start))
 		start++;
 	while (start < end && isspace((unsigned char) end[-1]))
 		end--;
-	if (start == end || end - start > MAX_KEY_LENGTH)
-		return NULL;
-	for (const char *c = start; c < end; c++)
-	{
-		/* a colon would end the user name of HTTP Basic */
-		if (*c <= ' ' || *c > '~' || *c == ':')
-			return NULL;
-		if (*c == '-')
-			hyphen = c;
-	}
-
-	strlcpy(shard, DEFAULT_SHARD, CLINIKO_SHARD_SIZE);
-	len = hyphen ? end - hyphen - 1 : 0;
-	if ((len == 3 || len == 4) &&
-		isalpha((unsigned char) hyphen[1]) && isalpha((unsigned char) hyphen[2]) &&
-		isdigit((unsigned char) hyphen[3]) && (len == 3 || isdigit((unsigned char) hyphen[4])))
-	{
-		if (hyphen == start)
-			return NULL;
-		for (int i = 0; i < len; i++)
-			shard[i] = tolower((unsigned char) hyphen[1 + i]);
-		shard[len] = '\0';
-	}
-	return pnstrdup(start, end - start);
+	return find_shard(start, end - start, shard) ? pnstrdup(start, end - start) : NULL;
 }
 
 /*
- * An account with the settings of this moment. It refers to the key, which
- * must stay until the account is no longer used. NULL where Cliniko's rule that
+ * Say what is wrong with the shard that is noted beside a stored key, or NULL.
+ * The key alone decides where it is sent; whoever has changed the note meant
+ * to have it sent elsewhere.
+ */
+const char *
+cliniko_shard_problem(const char *api_key, const char *noted)
+{
+	char		shard[CLINIKO_SHARD_SIZE];
+
+	if (noted == NULL)
+		return "Its shard is missing: pass the API key to cliniko_connect() again.";
+	if (!find_shard(api_key, strlen(api_key), shard) || strcmp(shard, noted) != 0)
+		return "Its shard was changed: pass the API key to cliniko_connect() again.";
+	return NULL;
+}
+
+/*
+ * An account with the settings of this moment, on the host that its key names.
+ * It refers to the key, which must stay until the account is no longer used. NULL where Cliniko's rule that
  * a request names its sender ("VENDOR (contact@email)") cannot be met, because
  * clinisync.contact_email is not set.
  */
 ClinikoAccount *
-cliniko_account(const char *api_key, const char *shard)
+cliniko_account(const char *api_key)
 {
 	ClinikoAccount *account;
+	char		shard[CLINIKO_SHARD_SIZE];
 
 	if (clinisync_contact_email[0] == '\0')
 		return NULL;
+	if (!find_shard(api_key, strlen(api_key), shard))
+		elog(ERROR, "an API key has lost its shape");
 	account = palloc(sizeof(ClinikoAccount));
 	account->api_key = api_key;
 	account->api_url = clinisync_base_url[0] != '\0'

@@ -14,8 +14,6 @@
 
 /* "au1": two letters, one or two digits */
 #define CLINIKO_SHARD_SIZE 5
-/* What to say of a stored key whose shard nobody noted. */
-#define CLINIKO_SHARD_UNKNOWN "Its shard is missing: pass the API key to cliniko_connect() again."
 /* "2024-03-05T01:02:03Z", and room for fractions that nobody has seen yet */
 #define CLINIKO_TIME_SIZE 40
 
@@ -144,7 +142,8 @@ extern char *cliniko_error_details(ClinikoError error, const char *detail);
 extern bool cliniko_error_retry_recommended(ClinikoError error);
 
 extern char *cliniko_parse_key(const char *input, char shard[CLINIKO_SHARD_SIZE]);
-extern ClinikoAccount *cliniko_account(const char *api_key, const char *shard);
+extern const char *cliniko_shard_problem(const char *api_key, const char *noted);
+extern ClinikoAccount *cliniko_account(const char *api_key);
 extern char *cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
 								  const ClinikoRange *range, ClinikoEnd end, int page_size);
 extern char *cliniko_named_patients_url(const ClinikoAccount *account, const int64 *ids, int count);

@@ -46,6 +46,8 @@ SQL_FUNCTION(cliniko_test_connection);
 SQL_FUNCTION(cliniko_sync_logs);
 SQL_FUNCTION(cliniko_status);
 SQL_FUNCTION(cliniko_active_patients);
+SQL_FUNCTION(cliniko_list_organizations);
+SQL_FUNCTION(clinisync_enabled_organizations);
 
 /* A text argument as a C string, or NULL. */
 static char *
@@ -396,7 +398,7 @@ static void
 try_connection(StringInfo json, const char *org, const char *api_key,
 			   const Organization *organization)
 {
-	ClinikoAccount *account = cliniko_account(api_key, organization->shard);
+	ClinikoAccount *account = cliniko_account(api_key);
 	ConnectionReport report;
 
 	if (account == NULL)
@@ -431,7 +433,7 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 	char	   *org = text_argument(fcinfo, 0);
 	Catalog		catalog;
 	Organization organization;
-	const char *problem = CLINIKO_SHARD_UNKNOWN;
+	const char *problem;
 	char	   *volatile api_key = NULL;
 	StringInfoData json;
 
@@ -443,9 +445,10 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 
 	PG_TRY();
 	{
-		if (organization.shard)
-			api_key = secret_open(organization.api_key_sealed, org, &problem);
+		api_key = secret_open(organization.api_key_sealed, org, &problem);
 		if (api_key)
+			problem = cliniko_shard_problem(api_key, organization.shard);
+		if (problem == NULL)
 			try_connection(&json, org, api_key, &organization);
 		else
 			answer_failed(&json, org, CLINIKO_CREDENTIALS_UNREADABLE, problem);
@@ -526,6 +529,34 @@ cliniko_active_patients(PG_FUNCTION_ARGS)
 	answer = report_active_patients(&catalog, org, &filter);
 	SPI_finish();
 	return answer;
+}
+
+/* Return what is read of all organizations that the caller may see. */
+static Datum
+read_organizations(Datum (*read) (const Catalog *catalog))
+{
+	Catalog		catalog;
+	Datum		result;
+
+	SPI_connect();
+	catalog_require_setup(&catalog);
+	result = read(&catalog);
+	SPI_finish();
+	return result;
+}
+
+/* cliniko_list_organizations() -> jsonb */
+Datum
+cliniko_list_organizations(PG_FUNCTION_ARGS)
+{
+	return read_organizations(report_organizations);
+}
+
+/* clinisync_enabled_organizations() -> text[] */
+Datum
+clinisync_enabled_organizations(PG_FUNCTION_ARGS)
+{
+	return read_organizations(report_enabled);
 }
 
 /*

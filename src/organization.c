@@ -2,9 +2,9 @@
  * organization.c
  *		What callers do to organisations and their runs, in SQL.
  *
- * Everything here happens in the caller's transaction. An organisation is
- * looked for with the caller's own rights, so that one which the caller cannot
- * see does not exist; what is then done to it is done as the tables' owner.
+ * Everything here happens in the caller's transaction. An organization that the
+ * caller cannot see (caller.c) does not exist; whatever is read or written is read
+ * or written as the tables' owner.
  *
  * Expects a connection to SPI. Memory: results are palloc'ed in the context
  * that was current when SPI was connected.
@@ -16,7 +16,9 @@
 #include "mb/pg_wchar.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 
+#include "caller.h"
 #include "cliniko.h"
 #include "clinisync.h"
 #include "compat.h"
@@ -65,30 +67,27 @@ add_bytea(Parameters *parameters, bytea *value)
 	parameters->nulls[i] = ' ';
 }
 
-/* Execute a statement with the rights of the moment. Answers its rows' number. */
-static uint64
-execute(const Catalog *catalog, const char *template, Parameters *parameters, bool read_only)
-{
-	int			code = SPI_execute_with_args(catalog_sql(catalog, template), parameters->count,
-											 parameters->types, parameters->values,
-											 parameters->nulls, read_only, 0);
-
-	if (code < 0)
-		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));
-	return SPI_processed;
-}
-
+/*
+ * Execute a statement as the tables' owner. Returns its rows' number. Settings
+ * that a trigger changes are put back: they are no business of the caller's session.
+ */
 static uint64
 execute_as_owner(const Catalog *catalog, const char *template, Parameters *parameters,
 				 bool read_only)
 {
 	CatalogIdentity caller;
-	uint64		rows;
+	int			nest_level = NewGUCNestLevel();
+	int			code;
 
 	catalog_become_owner(catalog, &caller);
-	rows = execute(catalog, template, parameters, read_only);
+	code = SPI_execute_with_args(catalog_sql(catalog, template), parameters->count,
+								 parameters->types, parameters->values,
+								 parameters->nulls, read_only, 0);
 	catalog_become(&caller);
-	return rows;
+	AtEOXact_GUC(false, nest_level);
+	if (code < 0)
+		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));
+	return SPI_processed;
 }
 
 static Datum
@@ -139,7 +138,8 @@ organization_require(const Catalog *catalog, const char *org)
 					  "SELECT FROM @schema@.cliniko_organizations"
 					  " WHERE organization_id = $1", lengthof(types), types);
 	/* not read_only: the row may have been written just now */
-	if (statement_execute(&statement, values, NULL, false) == 0)
+	if (!caller_sees(catalog, org) ||
+		statement_execute_as_owner(&statement, catalog, values, NULL, false) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CLINISYNC_NOT_FOUND),
 				 errmsg("organization not found"),

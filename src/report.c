@@ -2,9 +2,9 @@
  * report.c
  *		What callers read of an organization, as JSON.
  *
- * All of it is read with the caller's own rights, so that row-level security
- * applies whatever a statement here says. The answers' keys are the callers'
- * contract (docs/API_REFERENCE.md).
+ * All of it is read as the tables' owner, of organizations that the caller may see
+ * (caller.c): each statement here names the one that it is about. The keys of
+ * what is returned are the callers' contract (docs/API_REFERENCE.md).
  *
  * Expects a connection to SPI. Memory: answers are palloc'ed in the context
  * that was current when SPI was connected.
@@ -17,12 +17,15 @@
 #include "utils/datum.h"
 #include "utils/timestamp.h"
 
+#include "caller.h"
 #include "report.h"
 #include "run.h"
 #include "statement.h"
 
 /* How many logs are counted at most: front ends poll, and histories grow. */
 #define MOST_COUNTED "10000"
+/* How many organizations are listed at most. */
+#define MAX_ORGANIZATIONS "1000"
 
 /* A moment as ISO 8601 in UTC, whatever the session's time zone; see append_time(). */
 #define UTC(moment) \
@@ -45,6 +48,63 @@ take_flag(void)
 	bool		isnull;
 
 	return DatumGetBool(statement_column(0, 2, &isnull));
+}
+
+/*
+ * Execute a statement about every organization that the caller may see: those for which
+ * "$1 OR organization_id = $2" holds.
+ */
+static void
+execute_for_visible(Statement *statement, const Catalog *catalog, const char *template)
+{
+	Oid			types[] = {BOOLOID, TEXTOID};
+	bool		all = caller_sees_all(catalog);
+	char	   *claimed = all ? NULL : caller_claimed_organization(catalog);
+	Datum		values[] = {
+		BoolGetDatum(all),
+		claimed ? CStringGetTextDatum(claimed) : (Datum) 0
+	};
+
+	statement_prepare(statement, catalog, template, lengthof(types), types);
+	statement_execute_as_owner(statement, catalog, values, claimed ? "  " : " n", true);
+}
+
+/* List the organizations that the caller may see, those without a name last. */
+Datum
+report_organizations(const Catalog *catalog)
+{
+	static Statement statement;
+
+	execute_for_visible(&statement, catalog,
+						"SELECT jsonb_build_object("
+						"           'organizations', coalesce(jsonb_agg(jsonb_build_object("
+						"               'organization_id', o.organization_id,"
+						"               'name', o.name,"
+						"               'sync_enabled', coalesce(o.sync_enabled, true),"
+						/* without a key there is no shard */
+						"               'connected', o.shard IS NOT NULL"
+						"           ) ORDER BY o.place) FILTER (WHERE o.place <= " MAX_ORGANIZATIONS "), '[]'),"
+						"           'has_more', count(*) > " MAX_ORGANIZATIONS ")"
+						"  FROM (SELECT organization_id, name, shard, sync_enabled,"
+						"               row_number() OVER (ORDER BY name, organization_id) AS place"
+						"          FROM @schema@.cliniko_organizations"
+						"         WHERE $1 OR organization_id = $2"
+						"         ORDER BY place LIMIT " MAX_ORGANIZATIONS " + 1) AS o");
+	return take_answer();
+}
+
+/* The ids, as text[], of the organizations that the caller may see and that can be synced. */
+Datum
+report_enabled(const Catalog *catalog)
+{
+	static Statement statement;
+
+	execute_for_visible(&statement, catalog,
+						"SELECT coalesce(array_agg(organization_id::text ORDER BY organization_id), '{}')"
+						"  FROM @schema@.cliniko_organizations"
+						" WHERE sync_enabled AND shard IS NOT NULL"
+						"   AND ($1 OR organization_id = $2)");
+	return take_answer();
 }
 
 /* What logs can be asked for. */
@@ -160,7 +220,7 @@ report_logs(const Catalog *catalog, const char *org, const LogFilter *filter, bo
 
 	if (!statement_is_prepared(statement, catalog))
 		statement_prepare(statement, catalog, logs_sql(filter), lengthof(types), types);
-	statement_execute(statement, values, NULL, true);
+	statement_execute_as_owner(statement, catalog, values, NULL, true);
 	*running = take_flag();
 	return take_answer();
 }
@@ -226,7 +286,7 @@ report_status(const Catalog *catalog, const char *org, bool *running)
 					  "   LEFT JOIN latest ON true"
 					  "   LEFT JOIN last_completed ON true"
 					  "   LEFT JOIN last_full ON true", lengthof(types), types);
-	statement_execute(&statement, values, NULL, true);
+	statement_execute_as_owner(&statement, catalog, values, NULL, true);
 	*running = take_flag();
 	return take_answer();
 }
@@ -308,6 +368,6 @@ report_active_patients(const Catalog *catalog, const char *org, const PatientFil
 					  "                'offset', $3,"
 					  "                'has_next', counted.total > $3::bigint + $2))"
 					  "   FROM counted", lengthof(types), types);
-	statement_execute(&statement, values, nulls, true);
+	statement_execute_as_owner(&statement, catalog, values, nulls, true);
 	return take_answer();
 }

@@ -28,6 +28,8 @@ typedef struct PatientFilter
 	const TimestampTz *last_synced_after;	/* NULL: any */
 } PatientFilter;
 
+extern Datum report_organizations(const Catalog *catalog);
+extern Datum report_enabled(const Catalog *catalog);
 extern Datum report_logs(const Catalog *catalog, const char *org, const LogFilter *filter,
 						 bool *running);
 extern Datum report_status(const Catalog *catalog, const char *org, bool *running);

@@ -61,7 +61,6 @@ typedef struct Run
 	char	   *operation_type;
 	char	   *api_key;		/* NULL where it cannot be read */
 	const char *key_problem;	/* then, why; NULL if not */
-	char	   *shard;
 	char	   *account_id;		/* Cliniko's id of the account that is stored; or NULL */
 	TimestampTz started_at;		/* when it was asked for */
 

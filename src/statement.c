@@ -91,6 +91,20 @@ statement_execute(const Statement *statement, Datum *values, const char *nulls, 
 	return SPI_processed;
 }
 
+/* Execute a statement as the tables' owner. Returns its rows' number. */
+uint64
+statement_execute_as_owner(const Statement *statement, const Catalog *catalog, Datum *values,
+						   const char *nulls, bool read_only)
+{
+	CatalogIdentity caller;
+	uint64		rows;
+
+	catalog_become_owner(catalog, &caller);
+	rows = statement_execute(statement, values, nulls, read_only);
+	catalog_become(&caller);
+	return rows;
+}
+
 /* A column, counted from 1, of a row that the last statement returned. */
 Datum
 statement_column(uint64 row, int number, bool *isnull)

@@ -26,6 +26,8 @@ extern void statement_prepare(Statement *statement, const Catalog *catalog,
 extern void statement_plan(const Statement *statement);
 extern uint64 statement_execute(const Statement *statement, Datum *values, const char *nulls,
 								bool read_only);
+extern uint64 statement_execute_as_owner(const Statement *statement, const Catalog *catalog,
+										 Datum *values, const char *nulls, bool read_only);
 extern Datum statement_column(uint64 row, int number, bool *isnull);
 
 #endif							/* CLINISYNC_STATEMENT_H */

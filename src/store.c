@@ -127,8 +127,9 @@ load_run(const Catalog *catalog, void *arg)
 		run->api_key = secret_open(DatumGetByteaPP(value), run->organization_id,
 								   &run->key_problem);
 	value = statement_column(0, 6, &isnull);
-	if (!isnull)
-		run->shard = TextDatumGetCString(value);
+	if (run->api_key)
+		run->key_problem = cliniko_shard_problem(run->api_key,
+												 isnull ? NULL : TextDatumGetCString(value));
 	value = statement_column(0, 7, &isnull);
 	if (!isnull)
 		run->account_id = TextDatumGetCString(value);

@@ -255,10 +255,9 @@ check_prerequisites(Sync *sync)
 		fail(sync, CLINIKO_CONFIGURATION_ERROR,
 			 psprintf("Its encoding is %s: create one with ENCODING 'UTF8'.",
 					  GetDatabaseEncodingName()));
-	else if (run->api_key == NULL || run->shard == NULL)
-		fail(sync, CLINIKO_CREDENTIALS_UNREADABLE,
-			 run->key_problem ? run->key_problem : CLINIKO_SHARD_UNKNOWN);
-	else if ((sync->account = cliniko_account(run->api_key, run->shard)) == NULL)
+	else if (run->key_problem)
+		fail(sync, CLINIKO_CREDENTIALS_UNREADABLE, run->key_problem);
+	else if ((sync->account = cliniko_account(run->api_key)) == NULL)
 		fail(sync, CLINIKO_CONFIGURATION_ERROR, settings_contact_email_unset());
 }
 

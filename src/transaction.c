@@ -87,21 +87,12 @@ classify(int sqlstate)
 	return TRANSACTION_FAILED;
 }
 
-/*
- * Keep where the tables are beyond the transaction. Whatever search_path the
- * database has set, names in our statements, and in triggers that users attach
- * to the tables, mean what they mean in the tables' schema.
- */
+/* Keep where the tables are beyond the transaction. */
 static void
 remember(const Catalog *catalog)
 {
 	if (last_catalog.schema == NULL || strcmp(last_catalog.schema, catalog->schema) != 0)
-	{
 		last_catalog.schema = MemoryContextStrdup(TopMemoryContext, catalog->schema);
-		SetConfigOption("search_path",
-						psprintf("pg_catalog, %s, pg_temp", catalog->schema),
-						PGC_USERSET, PGC_S_OVERRIDE);
-	}
 	last_catalog.owner = catalog->owner;
 }
 
@@ -134,7 +125,10 @@ transaction(TransactionWork work, void *arg, bool farewell)
 		else if (!catalog_find(&catalog) || catalog.missing)
 			result = TRANSACTION_UNINSTALLED;
 		else
+		{
+			catalog_require_tables(&catalog);
 			remember(&catalog);
+		}
 
 		if (result == TRANSACTION_UNINSTALLED)
 			AbortCurrentTransaction();

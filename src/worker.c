@@ -339,7 +339,7 @@ unlock(uint32 what)
 
 /*
  * Settings of the database or its users must not change what our statements
- * mean, nor let a planner that knows nothing of a new table read all of it. A
+ * mean, so names that they do not qualify are PostgreSQL's own; nor let a planner that knows nothing of a new table read all of it. A
  * table that somebody has locked is tried again later, so that no clinic waits
  * for another's.
  */
@@ -356,6 +356,7 @@ pin_settings(void)
 		{"jit", "off"},
 		{"lock_timeout", "100ms"},
 		{"plan_cache_mode", "force_generic_plan"},
+		{"search_path", "pg_catalog, pg_temp"},
 		{"statement_timeout", "0"},
 #if PG_VERSION_NUM >= 170000
 		{"transaction_timeout", "0"},

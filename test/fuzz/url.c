@@ -78,8 +78,7 @@ check_urls(const ClinikoAccount *account, ClinikoCursor cursor, int64 witness, c
 void
 fuzz_url(const char *data, size_t size)
 {
-	char		shard[CLINIKO_SHARD_SIZE];
-	ClinikoAccount *account = cliniko_account(cliniko_parse_key("KEY-uk2", shard), shard);
+	ClinikoAccount *account = cliniko_account("KEY-uk2");
 	Run		   *run;
 	char	   *checkpoint;
 

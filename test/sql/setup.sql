@@ -140,6 +140,7 @@ FROM pg_class
 WHERE relname IN ('cliniko_organizations', 'patients', 'sync_logs')
 ORDER BY relname;
 SELECT "My Clinic".cliniko_status('clinic') ->> 'sync_status';
+SELECT "My Clinic".cliniko_grant('pg_monitor', 'viewer') ->> 'message', has_schema_privilege('pg_monitor', '"My Clinic"'::regnamespace::oid, 'USAGE');
 DROP TABLE "My Clinic".sync_logs;
 SELECT pg_temp.attempt($$ SELECT "My Clinic".cliniko_status('clinic') $$);
 ROLLBACK TO installed;

@@ -27,7 +27,7 @@ $db->sql(
 	  CREATE TRIGGER shout BEFORE INSERT OR UPDATE ON patients
 		FOR EACH ROW EXECUTE FUNCTION shout();
 	  CREATE TABLE arrivals (cliniko_patient_id bigint);
-	  CREATE FUNCTION note_arrival() RETURNS trigger LANGUAGE plpgsql AS $$
+	  CREATE FUNCTION note_arrival() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 	  BEGIN
 		INSERT INTO arrivals VALUES (NEW.cliniko_patient_id);
 		RETURN NULL;

@@ -246,6 +246,23 @@ for my $key ('KEY-uk2', 'KEY-of-old')
 	like(end_of($client), qr/NETWORK_ERROR/, "$key: and no other is tried");
 }
 
+# The note of the shard decides nothing: when who may write the table has changed
+# it, then the key goes nowhere.
+my $thief = listener('127.0.0.3');
+for my $shard ("'" . address($thief) . "/x'", "'uk3'", "'AU1'", 'NULL')
+{
+	$db->sql("UPDATE cliniko_organizations SET shard = $shard WHERE organization_id = 'shard'");
+	is($db->call("cliniko_test_connection('shard')")->{error_code}, 'CREDENTIALS_UNREADABLE',
+		"a shard of $shard: not connected");
+	my $run = $db->sync('shard');
+	is_deeply([ $run->{status}, $run->{metadata}{error_type} ],
+		[ 'failed', 'CREDENTIALS_UNREADABLE' ], "a shard of $shard: failed");
+	like($run->{error_details}, qr/Its shard (was changed|is missing): pass the API key to cliniko_connect/,
+		"a shard of $shard: why, and what to do");
+}
+is(was_visited($thief), 0, 'a changed shard: no key was sent there');
+is(was_visited($proxy), 0, 'a changed shard: no key was sent anywhere');
+
 # Basic authentication: when something is asked, then the key is the user, and
 # there is no password; nor is the key anywhere else.
 my $ear = listener('127.0.0.1');

@@ -1,0 +1,134 @@
+# Whatever the tables' owner has attached to them, or put in the place of one,
+# runs as the owner if it runs at all, whoever calls and whatever is called; and
+# it changes nothing in the caller's session.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use Clinisync;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $db = Clinisync->new('main');
+my $log = $db->node->logfile;
+my @tables = qw(cliniko_organizations patients sync_logs);
+
+# Given tables of an ordinary role's, who has attached a trap to whatever takes
+# one: it says in the server's log as whom it runs, and meddles with settings;
+$db->sql(
+	q(CREATE ROLE keeper; CREATE ROLE viewer; CREATE ROLE desk; CREATE ROLE boss;
+	  CREATE ROLE outsider SUPERUSER;
+	  GRANT USAGE, CREATE ON SCHEMA public TO keeper;
+	  SELECT cliniko_setup('keeper');
+	  SELECT cliniko_grant('viewer', 'viewer'); SELECT cliniko_grant('desk', 'manager');
+	  SELECT cliniko_grant('boss', 'admin')));
+my $account = $db->add_clinic('clinic', patients => 120, archived => 10);
+$db->sync('clinic');
+$db->sql(
+	q(SET ROLE keeper;
+	  CREATE FUNCTION public.trap(kind text) RETURNS bool LANGUAGE plpgsql IMMUTABLE
+	  SET search_path = pg_catalog, pg_temp AS $$
+	  BEGIN
+		RAISE LOG 'a % ran as %', kind, current_user;
+		RETURN true;
+	  END $$;
+	  CREATE FUNCTION public.trap_trigger() RETURNS trigger LANGUAGE plpgsql AS $$
+	  BEGIN
+		PERFORM public.trap('trigger');
+		PERFORM pg_catalog.set_config(s.name, s.setting, false)
+		FROM (VALUES ('search_path', 'evil, pg_catalog'), ('work_mem', '77kB'), ('statement_timeout', '77min'),
+					 ('request.jwt.claims', '{"org_id": "evil"}'), ('timezone', 'Asia/Kathmandu'),
+					 ('session_replication_role', 'replica')) AS s (name, setting)
+		WHERE s.name <> 'session_replication_role';
+		IF TG_LEVEL = 'STATEMENT' OR TG_OP = 'DELETE' THEN RETURN NULL; END IF;
+		RETURN NEW;
+	  END $$;)
+	  . join '', map {
+		my $table = $_;
+		qq(CREATE TRIGGER trap_row BEFORE INSERT OR UPDATE ON public.$table
+			FOR EACH ROW EXECUTE FUNCTION public.trap_trigger();
+		   CREATE TRIGGER trap_statement AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON public.$table
+			FOR EACH STATEMENT EXECUTE FUNCTION public.trap_trigger();
+		   CREATE POLICY trap ON public.$table USING (public.trap('policy')) WITH CHECK (public.trap('policy'));
+		   CREATE POLICY trap_strictly ON public.$table AS RESTRICTIVE USING (public.trap('restrictive policy'));
+		   ALTER TABLE public.$table ADD CONSTRAINT trap CHECK (public.trap('constraint')),
+			ADD COLUMN trap_default bool DEFAULT public.trap('default'),
+			ADD COLUMN trap_generated bool GENERATED ALWAYS AS (public.trap('generated column')) STORED;
+		   CREATE INDEX trap_$table ON public.$table ((public.trap('index'))) WHERE public.trap('index predicate'););
+	  } @tables);
+
+# Who ran what, since the log was this long.
+sub runners
+{
+	my ($from) = @_;
+	my %runners = map { $_ => 1 } slurp_file($log, $from) =~ /a [a-z ]+ ran as (\w+)/g;
+	return join ',', sort keys %runners;
+}
+
+my %calls = (
+	read => q(SELECT cliniko_sync_logs('clinic', 3); SELECT cliniko_status('clinic');
+		SELECT cliniko_list_organizations(); SELECT cliniko_active_patients('clinic', search => 'a');),
+	manage => q(SELECT cliniko_sync_all('clinic'); SELECT cliniko_cancel_sync('clinic');
+		SELECT cliniko_sync_changes('clinic'); SELECT cliniko_cancel_sync('clinic');
+		SELECT cliniko_test_connection('clinic');),
+	administer => q(SELECT cliniko_set_sync_enabled('clinic', false); SELECT cliniko_set_sync_enabled('clinic', true);
+		SELECT cliniko_connect('clinic', 'KEY-clinic-au1'); SELECT cliniko_sync_all_organizations();
+		SELECT cliniko_cancel_sync('clinic'); SELECT cliniko_connect('another', 'KEY-another-au1');
+		SELECT cliniko_disconnect('another');),
+	own => q(SELECT cliniko_rotate_key();));
+my %may = (
+	viewer => [qw(read)],
+	desk => [qw(read manage)],
+	boss => [qw(read manage administer)],
+	outsider => [qw(read manage administer own)]);
+my $settings = q(SELECT string_agg(name || '=' || setting, ',' ORDER BY name) FROM pg_settings
+	 WHERE name <> 'role' AND name !~ '^(clinisync|plpgsql)[.]'
+	UNION ALL SELECT current_setting('request.jwt.claims'););
+
+# when each calls what each may, in one transaction or in many,
+for my $role (sort keys %may)
+{
+	for my $kind (@{ $may{$role} })
+	{
+		my $from = -s $log;
+		my $printed = $db->as_role($role, { org_id => 'clinic' },
+			"$settings BEGIN; $calls{$kind} COMMIT; $settings");
+		my @settings = grep { /search_path=|org_id/ && !/success/ } split /\n/, $printed;
+
+		# then it is the owner who runs all that, and nothing is left of it.
+		is(runners($from) =~ s/^$/keeper/r, 'keeper', "$role: $kind: it is the owner who runs it");
+		is_deeply([ @settings[ 0, 1 ] ], [ @settings[ -2, -1 ] ], "$role: $kind: the session is as it was");
+	}
+}
+$db->wait_for_runs('clinic');
+# (a direct SELECT of the test's own would plan with the owner's expressions)
+my $from = -s $log;
+$db->start('clinic');
+$db->wait_until(q(SELECT cliniko_status('clinic') ->> 'sync_status' = 'completed'));
+is(runners($from), 'keeper', 'the worker: it is the owner who runs it');
+
+# A view, or a foreign table, in the place of a table is not read, nor written
+# to: the call says so.
+for my $table (@tables)
+{
+	$db->sql(qq(
+		ALTER TABLE $table RENAME TO kept;
+		GRANT SELECT ON kept TO keeper;
+		SET ROLE keeper;
+		CREATE VIEW $table AS SELECT * FROM kept WHERE trap('view');
+		GRANT SELECT ON $table TO viewer, desk, boss;));
+	$from = -s $log;
+	for my $call (map { grep { /\S/ } split /;\s*/, $_ } @calls{qw(read manage administer own)})
+	{
+		like($db->refusal("SET ROLE outsider; $call"),
+			qr/ERROR:  PT409: public\.$table is not a table\nDETAIL:  SETUP_REQUIRED/,
+			"a view in the place of $table: $call");
+	}
+	is(runners($from), '', "a view in the place of $table: it is not read");
+	$db->sql("DROP VIEW $table; ALTER TABLE kept RENAME TO $table");
+}
+
+$db->finish;
