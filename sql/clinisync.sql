@@ -159,8 +159,8 @@ VALUES
 	 * column that is NOT NULL, PostgreSQL 17 and later drop that from a query,
 	 * and then do not see that the index has what is asked for.
 	 */
-	('patients', 'patients_not_active',
-	 'CREATE INDEX patients_not_active ON @extschema@.patients (organization_id, deleted_at, cliniko_patient_id) '
+	('patients', 'patients_inactive',
+	 'CREATE INDEX patients_inactive ON @extschema@.patients (organization_id, deleted_at, cliniko_patient_id) '
 	 'WHERE archived_at IS NOT NULL OR deleted_at IS NOT NULL')
 UNION ALL
 /* what sync_logs_pkey is for, where the table has kept a primary key of its own */
@@ -413,6 +413,11 @@ BEGIN
 	END LOOP;
 
 	FOR statement IN
+		/* what 0.1.0 had in the place of patients_inactive */
+		SELECT format('DROP INDEX @extschema@.%I', c.relname)
+		FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+		WHERE i.indrelid = to_regclass('@extschema@.patients') AND c.relname = 'patients_not_active'
+		UNION ALL
 		SELECT x.definition
 		FROM @extschema@.clinisync_indexes() x
 		WHERE to_regclass(format('@extschema@.%I', x.index_name)) IS NULL

@@ -85,7 +85,7 @@ ALTER TABLE patients DROP COLUMN pronouns, ADD COLUMN favourite_colour text DEFA
 ALTER TABLE sync_logs DROP COLUMN checkpoint;
 SELECT answer ->> 'message', jsonb_pretty(answer -> 'changes') FROM cliniko_setup() AS answer;
 ALTER TABLE patients DROP CONSTRAINT patients_org_cliniko_patient_unique;
-DROP INDEX sync_logs_one_running, patients_not_active;
+DROP INDEX sync_logs_one_running, patients_inactive;
 SELECT answer ->> 'message', jsonb_pretty(answer -> 'changes') FROM cliniko_setup() AS answer;
 DROP TABLE sync_logs;
 SELECT jsonb_path_query(answer, '$.changes[*] ? (@ starts with "CREATE")') FROM cliniko_setup() AS answer;
@@ -283,7 +283,7 @@ ROLLBACK TO installed;
 -- names that something else has taken
 CREATE TABLE elsewhere (id int);
 CREATE INDEX sync_logs_one_running ON elsewhere (id);
-CREATE TABLE patients_not_active (id int);
+CREATE TABLE patients_inactive (id int);
 SELECT pg_temp.refusal();
 ROLLBACK TO installed;
 

@@ -179,6 +179,9 @@ for my $earlier (@versions)
 	my $after = sights($old);
 	isnt(delete $after->{boss}, $boss, "$earlier: who sees every clinic sees the other, too");
 	is_deeply($after, $sights, "$earlier: who sees one clinic sees the same");
+	is($old->as_role('boss', {}, 'SELECT count(*) FROM cliniko_sync_all_organizations()'), 2,
+		"$earlier: the job of an administrator starts every clinic");
+	$old->wait_for_runs(qw(clinic under_way));
 
 	# the next sync finds nothing to write, and the one of changes what is new;
 	$run = $old->sync('clinic');
