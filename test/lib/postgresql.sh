@@ -71,7 +71,7 @@ fetch_postgresql() {
 		tar -C "$to/source" --strip-components=1 -xf "$to/${package}_"*.orig.tar.*[a-z0-9]
 		return
 	done < <(grep "^$version-" "$to/versions"; grep -v "^$version-" "$to/versions")
-	echo "apt's sources have no source of $package"
+	echo "none of apt's sources gave the source of $package"
 	return 1
 }
 
