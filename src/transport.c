@@ -8,6 +8,19 @@
  * death are one wait, and an interrupt is served while any number of requests
  * hang.
  *
+ * libcurl has no more requests than it may have connections: the others wait in
+ * a queue here, first in, first out. In libcurl's own queue their timeouts would
+ * run, and since 8.14 the shorter one for connecting too.
+ *
+ *	a transfer			event									becomes
+ *	-					transport_get()							queued
+ *	queued				fewer than max_active are active		active
+ *	active				it ended, or libcurl refused it			ended
+ *	ended				transport_next_done() returned it		returned
+ *	any					transfer_release()						-
+ *
+ * Its timeouts and its elapsed time begin when it becomes active.
+ *
  * Bodies stay compressed, as they came, until somebody reads them: an answer that
  * waits for its turn takes little memory.
  *
@@ -58,12 +71,29 @@
 
 /*
  * PostgreSQL lets a process have max_safe_fds / 3 descriptors that are not its
- * own; so many of these are for epoll, wait event sets and other libraries.
+ * own. So many of these are not for connections, but for epoll, wait event sets,
+ * other libraries, and the second socket that libcurl opens while the first
+ * address of a host is slow to connect. Where none is free for that second socket,
+ * the first goes on alone.
+ *
+ * The descriptors of threads that resolve a name are not counted, since libcurl
+ * has no callback for them.
  */
 #define OTHER_DESCRIPTORS 16
 
 /* How long connecting may take, at most. */
 #define CONNECT_TIMEOUT_MS 10000L
+
+/* Where a transfer is between transport_get() and transfer_release(). */
+typedef enum TransferStage
+{
+	STAGE_QUEUED,				/* not known to libcurl yet */
+	STAGE_ACTIVE,				/* has a connection, or may have one */
+	STAGE_ENDED,				/* has an outcome, which is still to be returned */
+	STAGE_RETURNED				/* is only kept until it is released */
+} TransferStage;
+
+#define NSTAGES (STAGE_RETURNED + 1)
 
 struct Transport
 {
@@ -71,7 +101,9 @@ struct Transport
 	int			epoll_fd;		/* -1 until open */
 	WaitEventSet *waits;
 	int64		timer_due_us;	/* when libcurl wants to be called in any case, or -1 */
-	dlist_head	transfers;		/* all PrivateTransfers that are not released */
+	dlist_head	transfers[NSTAGES]; /* by stage, in the order of entering it */
+	int			nactive;
+	int			max_active;		/* how many connections there may be */
 	size_t		usual_body_size;	/* what the last answer took */
 	MemoryContextCallback at_reset;
 };
@@ -79,15 +111,15 @@ struct Transport
 typedef struct PrivateTransfer
 {
 	Transfer	shown;			/* must be first */
-	dlist_node	node;
+	TransferStage stage;
+	dlist_node	node;			/* in the list of its stage */
 	CURL	   *easy;
 	struct curl_slist *headers;
 	size_t		body_size;		/* allocated, or to be allocated first */
 	size_t		max_size;
 	bool		too_large;
 	bool		read;			/* transfer_read() was here */
-	bool		reported;		/* transport_next_done() has returned it */
-	int64		started_us;
+	int64		started_us;		/* when it became active */
 } PrivateTransfer;
 
 /* Microseconds on a clock that nobody sets. */
@@ -204,17 +236,51 @@ on_body(char *data, size_t size, size_t count, void *arg)
 	return len;
 }
 
+static void
+enter_stage(Transport *transport, PrivateTransfer *transfer, TransferStage stage)
+{
+	transfer->stage = stage;
+	dlist_push_tail(&transport->transfers[stage], &transfer->node);
+	transport->nactive += (stage == STAGE_ACTIVE);
+}
+
+static void
+leave_stage(Transport *transport, PrivateTransfer *transfer)
+{
+	dlist_delete(&transfer->node);
+	transport->nactive -= (transfer->stage == STAGE_ACTIVE);
+}
+
+static void
+change_stage(Transport *transport, PrivateTransfer *transfer, TransferStage stage)
+{
+	leave_stage(transport, transfer);
+	enter_stage(transport, transfer, stage);
+}
+
+/* The transfer that has been in a stage for longest, or NULL. */
+static PrivateTransfer *
+first_in_stage(Transport *transport, TransferStage stage)
+{
+	dlist_head *transfers = &transport->transfers[stage];
+
+	return dlist_is_empty(transfers) ? NULL
+		: dlist_head_element(PrivateTransfer, node, transfers);
+}
+
 /* Give back all that libcurl and malloc hold for a transport. */
 static void
 transport_close(void *arg)
 {
 	Transport  *transport = arg;
+	PrivateTransfer *transfer;
 	sigset_t	saved;
 
-	while (!dlist_is_empty(&transport->transfers))
-		transfer_release(transport,
-						 (Transfer *) dlist_container(PrivateTransfer, node,
-													  dlist_head_node(&transport->transfers)));
+	for (int stage = 0; stage < NSTAGES; stage++)
+	{
+		while ((transfer = first_in_stage(transport, stage)) != NULL)
+			transfer_release(transport, &transfer->shown);
+	}
 	block_signals(&saved);
 	if (transport->multi)
 		curl_multi_cleanup(transport->multi);
@@ -241,7 +307,9 @@ transport_create(MemoryContext context)
 
 	transport->epoll_fd = -1;
 	transport->timer_due_us = -1;
-	dlist_init(&transport->transfers);
+	for (int stage = 0; stage < NSTAGES; stage++)
+		dlist_init(&transport->transfers[stage]);
+	transport->max_active = Max(max_safe_fds / 3 - OTHER_DESCRIPTORS, 1);
 	transport->at_reset.func = transport_close;
 	transport->at_reset.arg = transport;
 	MemoryContextRegisterResetCallback(context, &transport->at_reset);
@@ -275,9 +343,9 @@ transport_create(MemoryContext context)
 	curl_multi_setopt(transport->multi, CURLMOPT_SOCKETDATA, transport);
 	curl_multi_setopt(transport->multi, CURLMOPT_TIMERFUNCTION, on_timer);
 	curl_multi_setopt(transport->multi, CURLMOPT_TIMERDATA, transport);
-	/* beyond that, requests wait for a connection instead of failing to get one */
+	/* idle connections count too: libcurl closes one of them where it needs a new one */
 	curl_multi_setopt(transport->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS,
-					  (long) Max(max_safe_fds / 3 - OTHER_DESCRIPTORS, 1));
+					  (long) transport->max_active);
 
 	transport->waits = compat_create_wait_event_set(context, 3);
 	AddWaitEventToSet(transport->waits, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
@@ -328,7 +396,7 @@ set_options(PrivateTransfer *transfer, const TransferRequest *request)
 	curl_easy_setopt(easy, CURLOPT_PRIVATE, transfer);
 }
 
-/* Note how a transfer ended. */
+/* Note how an active transfer ended. */
 static void
 finish_transfer(Transport *transport, PrivateTransfer *transfer, CURLcode code)
 {
@@ -346,12 +414,13 @@ finish_transfer(Transport *transport, PrivateTransfer *transfer, CURLcode code)
 		transfer->shown.outcome = TRANSFER_BROKEN;
 		transfer->shown.reason = curl_easy_strerror(code);
 	}
+	change_stage(transport, transfer, STAGE_ENDED);
 }
 
 /*
- * Start a GET request. It makes progress while transport_wait() runs, and is
- * returned by transport_next_done() when it has ended. The caller releases it,
- * at any time: before its end, that cancels it.
+ * Queue a GET request. It leaves and makes progress while transport_wait() runs,
+ * and is returned by transport_next_done() when it has ended. The caller releases
+ * it, at any time: before its end, that cancels it.
  */
 Transfer *
 transport_get(Transport *transport, const TransferRequest *request)
@@ -368,8 +437,7 @@ transport_get(Transport *transport, const TransferRequest *request)
 	transfer->shown.reason = "";
 	transfer->max_size = request->max_size;
 	transfer->body_size = Max(transport->usual_body_size, LEAST_BODY_SIZE);
-	transfer->started_us = monotonic_us();
-	dlist_push_tail(&transport->transfers, &transfer->node);
+	enter_stage(transport, transfer, STAGE_QUEUED);
 
 	transfer->easy = curl_easy_init();
 	transfer->headers = curl_slist_append(NULL, accept);
@@ -384,22 +452,21 @@ transport_get(Transport *transport, const TransferRequest *request)
 				 errmsg("out of memory")));
 	}
 	set_options(transfer, request);
-	if (curl_multi_add_handle(transport->multi, transfer->easy) != CURLM_OK)
-		finish_transfer(transport, transfer, CURLE_FAILED_INIT);
 	return &transfer->shown;
 }
 
-/* Free a transfer, cancelling it if it is under way. */
+/* Free a transfer, cancelling it if it is queued or active. */
 void
 transfer_release(Transport *transport, Transfer *shown)
 {
 	PrivateTransfer *transfer = (PrivateTransfer *) shown;
 	sigset_t	saved;
 
-	dlist_delete(&transfer->node);
+	leave_stage(transport, transfer);
 	block_signals(&saved);
 	if (transfer->easy)
 	{
+		/* does nothing where libcurl does not have it */
 		curl_multi_remove_handle(transport->multi, transfer->easy);
 		curl_easy_cleanup(transfer->easy);
 	}
@@ -472,15 +539,58 @@ transfer_take_body(Transfer *transfer)
 	return body;
 }
 
-/* Let libcurl read, write and count time, without waiting. */
+/* Whether a queued transfer may become active. */
+static bool
+can_start(Transport *transport)
+{
+	return transport->nactive < transport->max_active &&
+		first_in_stage(transport, STAGE_QUEUED) != NULL;
+}
+
+/* Make transfers active, in the order of the queue, as far as they may be. */
+static void
+start_transfers(Transport *transport)
+{
+	while (can_start(transport))
+	{
+		PrivateTransfer *transfer = first_in_stage(transport, STAGE_QUEUED);
+
+		change_stage(transport, transfer, STAGE_ACTIVE);
+		transfer->started_us = monotonic_us();
+		if (curl_multi_add_handle(transport->multi, transfer->easy) != CURLM_OK)
+			finish_transfer(transport, transfer, CURLE_FAILED_INIT);
+	}
+}
+
+/* Take from libcurl which transfers have ended. */
+static void
+finish_transfers(Transport *transport)
+{
+	CURLMsg    *message;
+	int			left;
+
+	while ((message = curl_multi_info_read(transport->multi, &left)) != NULL)
+	{
+		PrivateTransfer *transfer;
+
+		if (message->msg != CURLMSG_DONE)
+			continue;
+		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
+		finish_transfer(transport, transfer, message->data.result);
+	}
+}
+
+/*
+ * Let libcurl read, write and count time, without waiting. In between, queued
+ * transfers take the places of those that have ended: starting them makes
+ * libcurl's timer due, so that their requests leave at once.
+ */
 static void
 drive(Transport *transport)
 {
 	struct epoll_event events[EVENTS_PER_WAIT];
 	int			ready = epoll_wait(transport->epoll_fd, events, EVENTS_PER_WAIT, 0);
 	int			running;
-	int			left;
-	CURLMsg    *message;
 	sigset_t	saved;
 
 	block_signals(&saved);
@@ -493,22 +603,15 @@ drive(Transport *transport)
 
 		curl_multi_socket_action(transport->multi, events[i].data.fd, mask, &running);
 	}
+	finish_transfers(transport);
+	start_transfers(transport);
 	if (transport->timer_due_us >= 0 && transport->timer_due_us <= monotonic_us())
 	{
 		transport->timer_due_us = -1;
 		curl_multi_socket_action(transport->multi, CURL_SOCKET_TIMEOUT, 0, &running);
+		finish_transfers(transport);
 	}
 	restore_signals(&saved);
-
-	while ((message = curl_multi_info_read(transport->multi, &left)) != NULL)
-	{
-		PrivateTransfer *transfer;
-
-		if (message->msg != CURLMSG_DONE)
-			continue;
-		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
-		finish_transfer(transport, transfer, message->data.result);
-	}
 }
 
 /*
@@ -523,7 +626,9 @@ transport_wait(Transport *transport, long timeout_ms)
 	bool		latch_set = false;
 	int			happened;
 
-	if (transport->timer_due_us >= 0)
+	if (can_start(transport) || first_in_stage(transport, STAGE_ENDED) != NULL)
+		timeout_ms = 0;			/* there is something to do, or to return */
+	else if (transport->timer_due_us >= 0)
 	{
 		int64		left_us = Max(transport->timer_due_us - monotonic_us(), 0);
 		long		left_ms = (long) ((left_us + 999) / 1000);
@@ -549,19 +654,12 @@ transport_wait(Transport *transport, long timeout_ms)
 Transfer *
 transport_next_done(Transport *transport)
 {
-	dlist_iter	iter;
+	PrivateTransfer *transfer = first_in_stage(transport, STAGE_ENDED);
 
-	dlist_foreach(iter, &transport->transfers)
-	{
-		PrivateTransfer *transfer = dlist_container(PrivateTransfer, node, iter.cur);
-
-		if (transfer->shown.outcome != TRANSFER_PENDING && !transfer->reported)
-		{
-			transfer->reported = true;
-			return &transfer->shown;
-		}
-	}
-	return NULL;
+	if (transfer == NULL)
+		return NULL;
+	change_stage(transport, transfer, STAGE_RETURNED);
+	return &transfer->shown;
 }
 
 /*

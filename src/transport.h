@@ -13,7 +13,7 @@ typedef struct Transport Transport;
 
 typedef enum TransferOutcome
 {
-	TRANSFER_PENDING,			/* under way */
+	TRANSFER_PENDING,			/* queued or under way */
 	TRANSFER_ANSWERED,			/* an answer arrived whole: see status and body */
 	TRANSFER_BROKEN,			/* no whole answer: name, connection, TLS, timeout, reset */
 	TRANSFER_TOO_LARGE			/* the answer exceeded the request's max_size */
@@ -27,7 +27,7 @@ typedef struct TransferRequest
 	const char *user_agent;
 	const char *accept;			/* the value of the Accept header */
 	const char *ca_file;		/* empty: the system's */
-	long		timeout_ms;
+	long		timeout_ms;		/* from when the request leaves the queue */
 	size_t		max_size;		/* bytes of body, before and after decompression */
 	void	   *owner;			/* comes back in Transfer.owner */
 } TransferRequest;
@@ -40,7 +40,7 @@ typedef struct Transfer
 	const char *reason;			/* what broke it, in libcurl's fixed words */
 	char	   *body;			/* as transfer_read() leaves it; transfer_release() frees it */
 	size_t		body_len;
-	int64		elapsed_us;		/* from the request to the end of the answer */
+	int64		elapsed_us;		/* from when the request left to the end of the answer */
 } Transfer;
 
 extern Transport *transport_create(MemoryContext context);

@@ -427,6 +427,67 @@ for my $test ('a crowd', 'a crowd again', 'a crowd elsewhere')
 cmp_ok($few->cliniko->totals->{max_in_flight}, '<=', 64 / 3, 'few descriptors: few requests at a time');
 is($few->workers, 1, 'few descriptors: the worker is still there');
 
+# The time of a request begins when it leaves: given clinics that all wait for
+# what is held, and between them take every connection there is,
+my $held = $few->cliniko->account('KEY-held-au1', patients => 10);
+my @waiting = map { "waiting$_" } 1 .. 20;
+$few->connect($_, $held) for @waiting;
+my ($late, $cancelled, $clock) =
+  map { $few->add_clinic($_, patients => 10) } qw(late cancelled clock);
+$few->set(request_timeout => '10min', requests_in_flight => 1);
+$held->gates(1 .. @waiting);
+$few->start_all(@waiting);
+$held->await_gate(1);
+
+# when another one has waited behind them for longer than its request may take,
+# as one shows that was sent after it was queued, by a session of its own,
+sub have_taken_up
+{
+	my ($org) = @_;
+	$few->start($org);
+	$few->wait_until(
+		"SELECT metadata ->> 'step' = 'connecting' FROM sync_logs WHERE organization_id = '$org'");
+}
+
+$few->set(request_timeout => '10s');
+have_taken_up('late');
+# the worker queues a run's request before it looks for another run
+have_taken_up('cancelled');
+$clock->gates(1);
+is($few->call(q(cliniko_test_connection('clock')))->{error_code},
+	'NETWORK_ERROR', 'a queue: as long as a request may take has passed');
+is($late->summary->{requests}, 0, 'a queue: another clinic has waited for longer');
+
+# when one more is cancelled, and what was held is let go, then that request leaves,
+# and is in time; the cancelled one never leaves; and nothing is asked for again.
+$few->set(request_timeout => '40s');
+$few->call(q(cliniko_cancel_sync('cancelled')));
+# the worker drops a run that was cancelled before it takes up another one
+have_taken_up('clock');
+$held->gates();
+$few->wait_for_runs(@waiting, 'late', 'clock');
+is( $few->sql(
+		q(SELECT string_agg(DISTINCT format('%s %s, %s retries', status, records_success, metadata ->> 'retries'), '; ')
+		   FROM sync_logs WHERE organization_id ~ '^(waiting|late|clock)')),
+	'completed 10, 0 retries', 'a queue: all the others completed, none of their requests was in vain');
+is($cancelled->summary->{requests}, 0, 'a queue: the request of the cancelled one never left');
+
+# When the worker ends while requests are queued, then the next one completes
+# their runs.
+$held->reset;
+$held->gates(1 .. @waiting);
+$few->start_all(@waiting);
+$held->await_gate(1);
+$few->terminate_worker;
+$held->gates();
+$few->newest_run($waiting[0]);
+$few->wait_for_runs(@waiting);
+is( $few->sql(
+		q(SELECT string_agg(DISTINCT status, '; ')
+		   FROM sync_logs WHERE id IN (SELECT max(id) FROM sync_logs GROUP BY organization_id)
+			AND organization_id ~ '^waiting')),
+	'completed', 'a queue: the next worker completes what was queued');
+
 # When a session that does not know the setting sets an address that is not
 # accepted, then the worker does not take it over either.
 my $trap = listener('127.0.0.2');
