@@ -13,6 +13,7 @@
 #include "access/xlog.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "utils/builtins.h"
@@ -34,6 +35,12 @@
 /* How much an answer may list. */
 #define MOST_LOGS 100
 #define MOST_PATIENTS 500
+
+/*
+ * How long a text to search for may be, in characters: longer than any name or e-mail
+ * address that it could be part of, and each costs a look at every patient.
+ */
+#define MAX_SEARCH_LENGTH 100
 
 SQL_FUNCTION(cliniko_connect);
 SQL_FUNCTION(cliniko_disconnect);
@@ -77,6 +84,21 @@ number_argument(FunctionCallInfo fcinfo, int i, const char *name, int32 lowest, 
 				 errmsg("%s must be between %d and %d", name, lowest, highest),
 				 errdetail("INVALID_ARGUMENT"),
 				 errhint("Pass a number from %d to %d, or leave %s out.", lowest, highest, name)));
+	return value;
+}
+
+/* A text of at most so many characters, or NULL where it is empty; a longer one is an error. */
+static char *
+bounded_argument(FunctionCallInfo fcinfo, int i, const char *name, int max_length)
+{
+	char	   *value = filter_argument(fcinfo, i);
+
+	if (value && pg_mbstrlen(value) > max_length)
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_BAD_REQUEST),
+				 errmsg("%s must have at most %d characters", name, max_length),
+				 errdetail("INVALID_ARGUMENT"),
+				 errhint("Pass a shorter %s, or leave it out.", name)));
 	return value;
 }
 
@@ -524,7 +546,7 @@ cliniko_active_patients(PG_FUNCTION_ARGS)
 	begin_call(org, &catalog);
 	filter.max_rows = number_argument(fcinfo, 1, "max_rows", 1, MOST_PATIENTS);
 	filter.skip_rows = number_argument(fcinfo, 2, "skip_rows", 0, INT_MAX);
-	filter.search = filter_argument(fcinfo, 3);
+	filter.search = bounded_argument(fcinfo, 3, "search", MAX_SEARCH_LENGTH);
 	filter.last_synced_after = PG_ARGISNULL(4) ? NULL : &after;
 	answer = report_active_patients(&catalog, org, &filter);
 	SPI_finish();

@@ -256,6 +256,8 @@ FROM unnest(ARRAY[
 	'%'' OR ''a'' LIKE ''%', '0491']) AS search;
 SELECT to_regclass('patients') IS NOT NULL;
 SELECT cliniko_active_patients('clinic', 1, 0, 'a') -> 'pagination';
+SELECT length(search), pg_temp.attempt(format('SELECT cliniko_active_patients(''clinic'', search => %L) -> ''patients''', search))
+FROM unnest(ARRAY[repeat('ü', 100), repeat('ü', 101), repeat('a', 7000)]) AS search;
 
 -- what changed since
 SELECT since, pg_temp.patients(cliniko_active_patients('clinic', last_synced_after => since::timestamptz))

@@ -82,7 +82,7 @@ export function Patients({ client, organization }: { client: Client; organizatio
     <>
       <div className="search">
         <label htmlFor="search">Search by name or e-mail address</label>
-        <input id="search" type="search" value={typed} autoComplete="off" spellCheck={false} onChange={(event) => setTyped(event.target.value)} />
+        <input id="search" type="search" maxLength={100} value={typed} autoComplete="off" spellCheck={false} onChange={(event) => setTyped(event.target.value)} />
       </div>
       {problem && (
         <Notice tone="bad" title={problem.message}>
