@@ -12,32 +12,6 @@
 /* what is not qualified here is PostgreSQL's own, whatever else is in the schema */
 SET LOCAL search_path = pg_catalog, pg_temp;
 
-CREATE FUNCTION @extschema@.clinisync_enabled_organizations()
-RETURNS text[]
-LANGUAGE c STABLE
-SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.clinisync_enabled_organizations() FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_enabled_organizations() IS
-'The ids of the organizations that the caller can see, that are connected and whose sync is enabled. Raises PT409 SETUP_REQUIRED.';
-
-/* which cliniko_sync_all_organizations() calls with its caller's rights */
-DO $$
-DECLARE
-	statement text;
-BEGIN
-	FOR statement IN
-		SELECT format('GRANT EXECUTE ON FUNCTION @extschema@.clinisync_enabled_organizations() TO %s',
-					  CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
-		FROM pg_proc p, aclexplode(p.proacl) AS a
-		WHERE p.oid = '@extschema@.cliniko_sync_all_organizations(boolean)'::regprocedure
-			AND a.grantee <> p.proowner
-	LOOP
-		EXECUTE statement;
-	END LOOP;
-END
-$$;
-
 CREATE OR REPLACE FUNCTION @extschema@.clinisync_indexes()
 RETURNS TABLE (relation name, index_name name, definition text)
 LANGUAGE sql STABLE
@@ -251,52 +225,9 @@ AS 'MODULE_PATHNAME';
 
 CREATE OR REPLACE FUNCTION @extschema@.cliniko_sync_all_organizations(only_changes boolean DEFAULT false)
 RETURNS SETOF jsonb
-LANGUAGE plpgsql
+LANGUAGE c
 SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-	org text;
-	code text;
-BEGIN
-	FOREACH org IN ARRAY @extschema@.clinisync_enabled_organizations()
-	LOOP
-		BEGIN
-			RETURN NEXT CASE WHEN only_changes
-				THEN @extschema@.cliniko_sync_changes(org)
-				ELSE @extschema@.cliniko_sync_all(org) END;
-		EXCEPTION WHEN SQLSTATE 'PT404' OR SQLSTATE 'PT409' THEN
-			/* deleted, disconnected or disabled a moment ago: nothing to start */
-			GET STACKED DIAGNOSTICS code = PG_EXCEPTION_DETAIL;
-			IF code NOT IN ('ORGANIZATION_NOT_FOUND', 'NOT_CONNECTED', 'SYNC_DISABLED') THEN
-				RAISE;
-			END IF;
-		END;
-	END LOOP;
-END
-$$;
-
-CREATE OR REPLACE FUNCTION @extschema@.clinisync_level_functions()
-RETURNS TABLE (level text, function_name name)
-LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-VALUES
-	('viewer', 'cliniko_claimed_organization'::name),
-	('viewer', 'cliniko_sync_logs'),
-	('viewer', 'cliniko_status'),
-	('viewer', 'cliniko_list_organizations'),
-	('viewer', 'cliniko_active_patients'),
-	('manager', 'cliniko_sync_all'),
-	('manager', 'cliniko_sync'),
-	('manager', 'cliniko_sync_changes'),
-	('manager', 'cliniko_cancel_sync'),
-	('manager', 'cliniko_test_connection'),
-	('admin', 'cliniko_connect'),
-	('admin', 'cliniko_disconnect'),
-	('admin', 'cliniko_set_sync_enabled'),
-	('admin', 'clinisync_enabled_organizations'),
-	('admin', 'cliniko_sync_all_organizations')
-$$;
+AS 'MODULE_PATHNAME';
 
 CREATE OR REPLACE FUNCTION @extschema@.cliniko_revoke(role regrole)
 RETURNS jsonb

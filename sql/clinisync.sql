@@ -643,40 +643,11 @@ COMMENT ON FUNCTION @extschema@.cliniko_active_patients(text, int, int, text, ti
  * For psql and pg_cron
  */
 
-CREATE FUNCTION @extschema@.clinisync_enabled_organizations()
-RETURNS text[]
-LANGUAGE c STABLE
-SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.clinisync_enabled_organizations() FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.clinisync_enabled_organizations() IS
-'The ids of the organizations that the caller can see, that are connected and whose sync is enabled. Raises PT409 SETUP_REQUIRED.';
-
 CREATE FUNCTION @extschema@.cliniko_sync_all_organizations(only_changes boolean DEFAULT false)
 RETURNS SETOF jsonb
-LANGUAGE plpgsql
+LANGUAGE c
 SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-	org text;
-	code text;
-BEGIN
-	FOREACH org IN ARRAY @extschema@.clinisync_enabled_organizations()
-	LOOP
-		BEGIN
-			RETURN NEXT CASE WHEN only_changes
-				THEN @extschema@.cliniko_sync_changes(org)
-				ELSE @extschema@.cliniko_sync_all(org) END;
-		EXCEPTION WHEN SQLSTATE 'PT404' OR SQLSTATE 'PT409' THEN
-			/* deleted, disconnected or disabled a moment ago: nothing to start */
-			GET STACKED DIAGNOSTICS code = PG_EXCEPTION_DETAIL;
-			IF code NOT IN ('ORGANIZATION_NOT_FOUND', 'NOT_CONNECTED', 'SYNC_DISABLED') THEN
-				RAISE;
-			END IF;
-		END;
-	END LOOP;
-END
-$$;
+AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cliniko_sync_all_organizations(boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_sync_all_organizations(boolean) IS
 'Starts a sync of every organisation that the caller can see, that is connected and whose sync is enabled; those that are running go on. only_changes: as cliniko_sync_changes() does it, else all patients. One answer of theirs for each. Made for pg_cron. Raises PT409 SETUP_REQUIRED, PT503.';
@@ -713,7 +684,6 @@ VALUES
 	('admin', 'cliniko_connect'),
 	('admin', 'cliniko_disconnect'),
 	('admin', 'cliniko_set_sync_enabled'),
-	('admin', 'clinisync_enabled_organizations'),
 	('admin', 'cliniko_sync_all_organizations')
 $$;
 REVOKE ALL ON FUNCTION @extschema@.clinisync_level_functions() FROM PUBLIC;

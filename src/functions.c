@@ -11,11 +11,14 @@
 #include <limits.h>
 
 #include "access/xlog.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/json.h"
@@ -54,7 +57,7 @@ SQL_FUNCTION(cliniko_sync_logs);
 SQL_FUNCTION(cliniko_status);
 SQL_FUNCTION(cliniko_active_patients);
 SQL_FUNCTION(cliniko_list_organizations);
-SQL_FUNCTION(clinisync_enabled_organizations);
+SQL_FUNCTION(cliniko_sync_all_organizations);
 
 /* A text argument as a C string, or NULL. */
 static char *
@@ -323,16 +326,31 @@ cliniko_set_sync_enabled(PG_FUNCTION_ARGS)
 	return end_answer(&json);
 }
 
-/* Start a run, or find the one that is under way. */
+/* Start a run of an organization that can be synced, or find the one that is under way. */
+static Datum
+start_run(const Catalog *catalog, const char *org, bool only_changes)
+{
+	bool		started;
+	char	   *operation_type;
+	int64		id;
+	StringInfoData json;
+
+	worker_start_at_commit();
+	id = organization_start_run(catalog, org, only_changes, &started, &operation_type);
+
+	begin_answer(&json, true, started ? "Sync started" : "Sync already running", org);
+	add_number(&json, "sync_id", id);
+	add_string(&json, "operation_type", operation_type);
+	return end_answer(&json);
+}
+
+/* Start a sync of one organization. */
 static Datum
 start_sync(const char *org, bool only_changes)
 {
 	Catalog		catalog;
 	Organization organization;
-	bool		started;
-	char	   *operation_type;
-	int64		id;
-	StringInfoData json;
+	Datum		answer;
 
 	begin_call(org, &catalog);
 	organization_load(&catalog, org, &organization);
@@ -343,14 +361,9 @@ start_sync(const char *org, bool only_changes)
 				 errmsg("sync is disabled for the organization"),
 				 errdetail("SYNC_DISABLED"),
 				 errhint("Enable it with cliniko_set_sync_enabled(org, true).")));
-	worker_start_at_commit();
-	id = organization_start_run(&catalog, org, only_changes, &started, &operation_type);
+	answer = SPI_datumTransfer(start_run(&catalog, org, only_changes), false, -1);
 	SPI_finish();
-
-	begin_answer(&json, true, started ? "Sync started" : "Sync already running", org);
-	add_number(&json, "sync_id", id);
-	add_string(&json, "operation_type", operation_type);
-	return end_answer(&json);
+	return answer;
 }
 
 /* cliniko_sync_all(org text) -> jsonb */
@@ -367,6 +380,38 @@ cliniko_sync_changes(PG_FUNCTION_ARGS)
 {
 	require_writable("cliniko_sync_changes()");
 	return start_sync(text_argument(fcinfo, 0), true);
+}
+
+/*
+ * cliniko_sync_all_organizations(only_changes boolean) -> setof jsonb
+ *
+ * One row for each organization that the caller may see and that can be synced.
+ */
+Datum
+cliniko_sync_all_organizations(PG_FUNCTION_ARGS)
+{
+	bool		only_changes = !PG_ARGISNULL(0) && PG_GETARG_BOOL(0);
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	Catalog		catalog;
+	Datum	   *orgs;
+	int			norgs;
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	SPI_connect();
+	catalog_require_setup(&catalog);
+	deconstruct_array(DatumGetArrayTypeP(report_enabled(&catalog)), TEXTOID, -1, false,
+					  TYPALIGN_INT, &orgs, NULL, &norgs);
+	if (norgs > 0)
+		require_writable("cliniko_sync_all_organizations()");
+	for (int i = 0; i < norgs; i++)
+	{
+		Datum		row = start_run(&catalog, TextDatumGetCString(orgs[i]), only_changes);
+		bool		isnull = false;
+
+		tuplestore_putvalues(result->setResult, result->setDesc, &row, &isnull);
+	}
+	SPI_finish();
+	return (Datum) 0;
 }
 
 /* cliniko_cancel_sync(org text) -> jsonb */
@@ -553,32 +598,18 @@ cliniko_active_patients(PG_FUNCTION_ARGS)
 	return answer;
 }
 
-/* Return what is read of all organizations that the caller may see. */
-static Datum
-read_organizations(Datum (*read) (const Catalog *catalog))
-{
-	Catalog		catalog;
-	Datum		result;
-
-	SPI_connect();
-	catalog_require_setup(&catalog);
-	result = read(&catalog);
-	SPI_finish();
-	return result;
-}
-
 /* cliniko_list_organizations() -> jsonb */
 Datum
 cliniko_list_organizations(PG_FUNCTION_ARGS)
 {
-	return read_organizations(report_organizations);
-}
+	Catalog		catalog;
+	Datum		answer;
 
-/* clinisync_enabled_organizations() -> text[] */
-Datum
-clinisync_enabled_organizations(PG_FUNCTION_ARGS)
-{
-	return read_organizations(report_enabled);
+	SPI_connect();
+	catalog_require_setup(&catalog);
+	answer = report_organizations(&catalog);
+	SPI_finish();
+	return answer;
 }
 
 /*

@@ -102,7 +102,7 @@ report_enabled(const Catalog *catalog)
 	execute_for_visible(&statement, catalog,
 						"SELECT coalesce(array_agg(organization_id::text ORDER BY organization_id), '{}')"
 						"  FROM @schema@.cliniko_organizations"
-						" WHERE sync_enabled AND shard IS NOT NULL"
+						" WHERE sync_enabled AND api_key_sealed IS NOT NULL AND shard IS NOT NULL"
 						"   AND ($1 OR organization_id = $2)");
 	return take_answer();
 }
