@@ -18,14 +18,18 @@
 readonly bare_root_cache=${XDG_CACHE_HOME:-$HOME/.cache}/clinisync
 readonly bare_root_max_age_days=30
 
-# Install debootstrap where it is missing.
-require_debootstrap() {
-	type -P debootstrap >/dev/null && type -P unshare >/dev/null && return
-	type -P apt-get >/dev/null || fail 'debootstrap is missing, and no apt-get to install it with'
-	announce Installing debootstrap
+# Install programs that are missing: bare_root_require PROGRAM=PACKAGE...
+bare_root_require() {
+	local pair missing=()
+	for pair in debootstrap=debootstrap unshare=util-linux "$@"; do
+		type -P "${pair%=*}" >/dev/null || missing+=("${pair#*=}")
+	done
+	((${#missing[@]} > 0)) || return 0
+	type -P apt-get >/dev/null || fail "missing, and no apt-get to install it with: ${missing[*]}"
+	announce Installing "${missing[*]}"
 	apt-get -q update >/dev/null 2>&1 || true
 	DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends \
-		debootstrap debian-archive-keyring >/dev/null 2>&1 || fail 'apt-get cannot install debootstrap'
+		debian-archive-keyring "${missing[@]}" >/dev/null 2>&1 || fail "apt-get cannot install ${missing[*]}"
 }
 
 # Bootstrap a release into the cache unless it is there, and say where.
@@ -56,10 +60,14 @@ bare_root_base() {
 	echo "$base"
 }
 
-# Make a fresh copy of a release; fails, and says why, where it cannot be had.
+# Make a fresh copy of a release. Where the mirror cannot give it, says so in a line
+# that .ci/run repeats, and ends the program with status 3.
 bare_root_make() {
 	local release=$1 directory=$2 base
-	base=$(bare_root_base "$release") || return 1
+	base=$(bare_root_base "$release") || {
+		echo "NOT TRIED: Debian $release: the mirror did not give it"
+		exit 3
+	}
 	mkdir -p "$directory"
 	cp -a "$base/." "$directory"
 	bare_root_connect "$directory"
