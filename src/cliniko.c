@@ -206,9 +206,9 @@ cliniko_shard_problem(const char *api_key, const char *noted)
 
 /*
  * An account with the settings of this moment, on the host that its key names.
- * It refers to the key, which must stay until the account is no longer used. NULL where Cliniko's rule that
- * a request names its sender ("VENDOR (contact@email)") cannot be met, because
- * clinisync.contact_email is not set.
+ * It refers to the key, which must stay until the account is no longer used. NULL
+ * where Cliniko's rule that a request names its sender ("VENDOR (contact@email)")
+ * cannot be met, because clinisync.contact_email is not set.
  */
 ClinikoAccount *
 cliniko_account(const char *api_key)

@@ -339,9 +339,9 @@ unlock(uint32 what)
 
 /*
  * Settings of the database or its users must not change what our statements
- * mean, so names that they do not qualify are PostgreSQL's own; nor let a planner that knows nothing of a new table read all of it. A
- * table that somebody has locked is tried again later, so that no clinic waits
- * for another's.
+ * mean, so names that they do not qualify are PostgreSQL's own; nor let a planner
+ * that knows nothing of a new table read all of it. A table that is locked is
+ * tried again later, so that no clinic waits for another's.
  */
 static void
 pin_settings(void)
