@@ -99,6 +99,7 @@ compile_postgresql() (
 		"${make[@]}" &&
 		"${make[@]}" install &&
 		"${make[@]}" -C contrib/pg_stat_statements install &&
+		"${make[@]}" -C contrib/auto_explain install &&
 		# what PostgreSQL itself does on purpose
 		cp src/tools/valgrind.supp "$to$prefix/share"
 )
