@@ -395,9 +395,8 @@ my $few = Clinisync->new('few', settings => "max_files_per_process = 64\n");
 $few->set(max_running_syncs => 1000, requests_in_flight => 4);
 $few->add_clinic('alone', patients => 120);
 is($few->sync('alone')->{status}, 'completed', 'few descriptors, one clinic: completed');
-# far more requests than descriptors, but not so many that a slow machine lets one
-# wait for its connection for as long as connecting may take
-my @crowd = map { $_->key } $few->cliniko->accounts(40, patients => 120);
+# far more requests than descriptors, so that most wait in the queue
+my @crowd = map { $_->key } $few->cliniko->accounts(150, patients => 120);
 $few->sql(join ';', map { "SELECT cliniko_connect('$_', '$_')" } @crowd);
 
 # How many descriptors the worker has open that are not PostgreSQL's files.
