@@ -158,7 +158,7 @@ sub live
 	$database->sync_changes($org);
 	$account->mutate(remove => 4);
 	my $run = $database->sync($org);
-	is($run->{status}, 'completed', "$test: the last run is completed");
+	is($run->{status}, 'completed', "$test: the last run is completed") or diag(explain($run));
 	is($run->{metadata}{deleted}, 4, "$test: who is gone is marked");
 	call_everything($database, $org);
 }

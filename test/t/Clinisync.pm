@@ -270,11 +270,15 @@ sub wait_for_runs
 			AND organization_id OPERATOR(pg_catalog.=) ANY (ARRAY[$list]))");
 }
 
-# The newest run of an organisation, as front ends see it.
+# The newest run of an organisation, as front ends see it. A failed test's log
+# has what was read.
 sub newest_run
 {
 	my ($self, $org) = @_;
-	return $self->call("cliniko_sync_logs('$org', 1)")->{logs}[0];
+	my $run = $self->call("cliniko_sync_logs('$org', 1)")->{logs}[0];
+
+	note($self->name . ': ' . encode_utf8($json->encode($run)));
+	return $run;
 }
 
 # Run a sync to its end; answers the run.
