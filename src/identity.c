@@ -10,13 +10,17 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/rel.h"
 
 #include "identity.h"
 
@@ -41,23 +45,33 @@ identity_resume(const Identity *saved)
 	SetUserIdAndSecContext(saved->user, saved->security_context);
 }
 
-/* The names of a table's constraints that can be deferred, added to a list. */
+/*
+ * The names of a table's constraints that can be deferred, added to a list. The
+ * table itself is not looked at: somebody may have locked it, and not all of our
+ * statements are about it.
+ */
 static List *
 add_deferrable(List *constraints, Oid table)
 {
-	Relation	relation = table_open(table, AccessShareLock);
-	char	   *schema = get_namespace_name(RelationGetNamespace(relation));
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
 
-	for (int i = 0; relation->trigdesc && i < relation->trigdesc->numtriggers; i++)
+	ScanKeyInit(&key, Anum_pg_trigger_tgrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(table));
+	scan = systable_beginscan(triggers, TriggerRelidNameIndexId, true, NULL, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
-		const Trigger *trigger = &relation->trigdesc->triggers[i];
+		Form_pg_trigger trigger = (Form_pg_trigger) GETSTRUCT(tuple);
 
 		if (trigger->tgdeferrable && OidIsValid(trigger->tgconstraint))
 			constraints = lappend(constraints,
-								  makeRangeVar(schema, get_constraint_name(trigger->tgconstraint),
-											   -1));
+								  makeRangeVar(get_namespace_name(get_rel_namespace(table)),
+											   get_constraint_name(trigger->tgconstraint), -1));
 	}
-	table_close(relation, AccessShareLock);
+	systable_endscan(scan);
+	table_close(triggers, AccessShareLock);
 	return constraints;
 }
 
