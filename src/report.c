@@ -318,10 +318,12 @@ search_pattern(const char *search)
 	return pattern.data;
 }
 
-#define ACTIVE_PATIENTS \
+#define STORED_PATIENTS \
 	"@schema@.patients" \
 	"         WHERE organization_id = $1" \
-	"           AND cliniko_patient_id IS NOT NULL" \
+	"           AND cliniko_patient_id IS NOT NULL"
+#define ACTIVE_PATIENTS \
+	STORED_PATIENTS \
 	"           AND archived_at IS NULL" \
 	"           AND deleted_at IS NULL"
 
@@ -348,10 +350,13 @@ search_pattern(const char *search)
 	"               'offset', $3," \
 	"               'has_next', " total " > $3::bigint + $2))"
 
-/* All of them are counted, which an index alone is enough for. */
+/* All of them are counted, for which indexes are enough: one has those that are not active. */
 static const char all_patients[] =
-	PAGE("jsonb_agg(" PATIENT " ORDER BY cliniko_patient_id)",
-		 "(SELECT count(*) FROM " ACTIVE_PATIENTS ")")
+	"WITH counted AS ("
+	"    SELECT (SELECT count(*) FROM " STORED_PATIENTS ")"
+	"         - (SELECT count(*) FROM " STORED_PATIENTS
+	"               AND (archived_at IS NOT NULL OR deleted_at IS NOT NULL)) AS total) "
+	PAGE("jsonb_agg(" PATIENT " ORDER BY cliniko_patient_id)", "(SELECT total FROM counted)")
 	"  FROM (SELECT *"
 	"          FROM " ACTIVE_PATIENTS
 	"         ORDER BY cliniko_patient_id LIMIT $2 OFFSET $3) AS shown";

@@ -175,11 +175,9 @@ test('behind a proxy that is named each of its clients has an address, and nobod
   const block = (from, client) => [0, 1].flatMap((n) =>
     Array.from({ length: MOST_OF_TOKEN }, () => get('active-patients/mine', n, from, client)));
   try {
-    for (const [from, clients, statuses] of [
-      // what the first client claims to pass on for others is not believed
-      [proxy, ['203.0.113.1', '203.0.113.2', '203.0.113.9, 203.0.113.1'], [429, 200, 429]],
-      [newAddress(), ['203.0.113.1', '203.0.113.2', '203.0.113.9, 203.0.113.1'], [429, 429, 429]],
-    ]) {
+    // a client who claims to pass on another's request, also where it comes by two proxies, is the client
+    const clients = ['203.0.113.1', '203.0.113.2', '203.0.113.9, 203.0.113.1', `203.0.113.9, 203.0.113.1, ${proxy}`];
+    for (const [from, statuses] of [[proxy, [429, 200, 429, 429]], [newAddress(), [429, 429, 429, 429]]]) {
       const unlock = await db.lock('patients', 'ACCESS EXCLUSIVE');
       try {
         const blocked = block(from, clients[0]);
@@ -246,7 +244,8 @@ test('a table that is offered as the README says tells no size but that of what 
     for (const headers of [{ prefer: 'count=planned' }, { prefer: 'count=estimated' }, { accept: 'application/vnd.pgrst.plan+json' }]) {
       const answer = await read(headers);
       assert.deepEqual(answer.json, plain.json);
-      assert.ok(!('content-range' in answer.headers), JSON.stringify(headers));
+      assert.equal(answer.status, 200);
+      for (const name of ['content-range', 'preference-applied']) assert.ok(!(name in answer.headers), JSON.stringify(headers));
     }
     assert.equal((await callUnchecked(api.url, 'GET', '/api/v1/patients')).status, 401);
     assert.equal((await callUnchecked(api.url, 'POST', '/api/v1/patients', { token })).status, 405);
