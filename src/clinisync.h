@@ -31,6 +31,14 @@
 /* The most that clinisync.requests_in_flight can be. */
 #define MOST_REQUESTS_IN_FLIGHT 16
 
+/* What who listens is told of each commit of a run: clinisync.notify. */
+typedef enum NotifyLevel
+{
+	NOTIFY_OFF,
+	NOTIFY_ANONYMOUS,			/* which clinic it is, and which run, is left out */
+	NOTIFY_ON
+} NotifyLevel;
+
 /* settings.c: see settings_define() for units and ranges */
 extern char *clinisync_base_url;
 extern char *clinisync_vendor_name;
@@ -48,6 +56,7 @@ extern int	clinisync_max_missing_percent;
 extern int	clinisync_max_response_size;
 extern int	clinisync_idle_timeout;
 extern int	clinisync_log_retention;
+extern int	clinisync_notify;
 
 extern void settings_define(void);
 extern void settings_refresh(void);

@@ -265,11 +265,17 @@ run_notify(const char *organization_id, int64 id, const char *status, double per
 {
 	StringInfoData payload;
 
+	if (clinisync_notify == NOTIFY_OFF)
+		return;
 	initStringInfo(&payload);
-	appendStringInfoString(&payload, "{\"organization_id\": ");
-	escape_json(&payload, organization_id);
-	appendStringInfo(&payload, ", \"sync_id\": " INT64_FORMAT ", \"status\": \"%s\""
-					 ", \"progress_percent\": %.1f}", id, status, percent);
+	appendStringInfoChar(&payload, '{');
+	if (clinisync_notify == NOTIFY_ON)
+	{
+		appendStringInfoString(&payload, "\"organization_id\": ");
+		escape_json(&payload, organization_id);
+		appendStringInfo(&payload, ", \"sync_id\": " INT64_FORMAT ", ", id);
+	}
+	appendStringInfo(&payload, "\"status\": \"%s\", \"progress_percent\": %.1f}", status, percent);
 	Async_Notify(NOTIFY_CHANNEL, payload.data);
 }
 

@@ -41,6 +41,14 @@ int			clinisync_max_missing_percent;
 int			clinisync_max_response_size;
 int			clinisync_idle_timeout;
 int			clinisync_log_retention;
+int			clinisync_notify = NOTIFY_ON;
+
+static const struct config_enum_entry notify_levels[] = {
+	{"on", NOTIFY_ON, false},
+	{"anonymous", NOTIFY_ANONYMOUS, false},
+	{"off", NOTIFY_OFF, false},
+	{NULL, 0, false}
+};
 
 /* Read by cliniko_claimed_organization(), which is SQL. */
 static char *clinisync_org_claim;
@@ -238,6 +246,12 @@ settings_define(void)
 							&clinisync_log_retention, 90 * MINS_PER_HOUR * HOURS_PER_DAY, 0,
 							10 * 366 * MINS_PER_HOUR * HOURS_PER_DAY,
 							PGC_SUSET, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomEnumVariable("clinisync.notify",
+							 "What is told of each commit of a run on the channel clinisync.",
+							 "Whoever may connect to the database can listen. anonymous: without the ids "
+							 "of organization and run.",
+							 &clinisync_notify, NOTIFY_ON, notify_levels,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("clinisync.org_claim",
 							   "Where a token names the organization that its bearer may see.",
 							   "A claim, or a path to one: \"app_metadata.org_id\". In braces where a name has "

@@ -143,5 +143,29 @@ is_deeply(
 	'who listens hears of every 50 patients');
 is($payloads[-1]{status}, 'completed', 'who listens hears of the end');
 
+# When notifications are to be anonymous, then they tell neither clinic nor run;
+# and when they are off, then there are none.
+sub heard_of
+{
+	my ($level) = @_;
+	$db->set(notify => $level);
+	my $marker = "after $level";
+	my $clinic = $db->add_clinic("told_$level", patients => 100);
+	$db->sync("told_$level");
+	# what the worker committed before it was asked to say this comes before this
+	$db->set(notify => 'on');
+	$db->sync("told_$level");
+	my $log = '';
+	my $patience = time + $PostgreSQL::Test::Utils::timeout_default;
+	$log .= $client->query_safe('SELECT 1')
+	  until $log =~ /payload ".*"told_$level".*"completed".*" received/ || time > $patience;
+	my @told = map { decode_json($_) } $log =~ /notification "clinisync" with payload "(.*)" received/g;
+	my ($first) = grep { exists $told[$_]{organization_id} } 0 .. $#told;
+	return [ map { join ',', sort keys %$_ } @told[ 0 .. $first - 1 ] ];
+}
+is_deeply([ uniq @{ heard_of('anonymous') } ], ['progress_percent,status'],
+	'anonymous: who listens hears neither of clinics nor of runs');
+is_deeply(heard_of('off'), [], 'off: who listens hears nothing');
+
 $client->quit;
 $db->finish;
