@@ -121,13 +121,16 @@ clinisync_execute_as(PG_FUNCTION_ARGS)
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	Catalog		catalog;
 	Identity	caller;
+	int			code;
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	find_catalog(&catalog);
 	SPI_connect();
 	identity_enter(role, &catalog, &caller);
-	SPI_execute(statement, false, 0);
+	code = SPI_execute(statement, false, 0);
 	identity_leave(&caller);
+	if (code < 0)
+		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));
 	for (uint64 i = 0; SPI_tuptable && i < SPI_tuptable->numvals; i++)
 	{
 		char	   *value = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
