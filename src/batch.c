@@ -255,6 +255,16 @@ find_known(const Catalog *catalog, Run *run, const PassagePart *part, bool tells
 	return known;
 }
 
+/* Read a record into a row. Returns what is wrong with it, or NULL. */
+static const char *
+read_record(const JsonObject *record, PatientRow *row)
+{
+	if (record->text.len > PATIENT_MAX_SIZE)
+		return "the record is larger than " CppAsString2(PATIENT_MAX_MB) " MB";
+	patient_read(record, row);
+	return row->bad_column ? psprintf("%s has an impossible value", row->bad_column) : NULL;
+}
+
 /*
  * Count the records of a part that are as the table has them, and read those that
  * are not. Answers how many that are.
@@ -268,6 +278,7 @@ find_changes(Run *run, const PassagePart *part, const Known *known, Change *chan
 	{
 		const ClinikoRecord *record = &part->records[i];
 		Change	   *change = &changes[nchanges];
+		const char *problem;
 
 		if (record->id == 0)
 		{
@@ -287,13 +298,12 @@ find_changes(Run *run, const PassagePart *part, const Known *known, Change *chan
 			run->state.unchanged++;
 			continue;
 		}
-		patient_read(&record->json, &change->row);
-		if (change->row.bad_column)
+		problem = read_record(&record->json, &change->row);
+		if (problem)
 		{
 			run->state.failed++;
 			run->state.kept += known[i].known && !known[i].deleted;
-			run_add_error(run, "Patient ID " INT64_FORMAT ": %s has an impossible value",
-						  record->id, change->row.bad_column);
+			run_add_error(run, "Patient ID " INT64_FORMAT ": %s", record->id, problem);
 			continue;
 		}
 		nchanges++;

@@ -12,6 +12,13 @@
 /* Room for the columns that patient.c fills; checked when it starts. */
 #define PATIENT_MAX_COLUMNS 64
 
+/*
+ * A record of more bytes is not for patient_read(): hundreds of times what Cliniko's
+ * have, and little enough for a list of 500 of them to be read at once.
+ */
+#define PATIENT_MAX_MB 1
+#define PATIENT_MAX_SIZE (PATIENT_MAX_MB * 1024 * 1024)
+
 typedef struct PatientRow
 {
 	Datum		values[PATIENT_MAX_COLUMNS];
