@@ -333,3 +333,25 @@ BEGIN
 	RETURN jsonb_build_object('success', true, 'message', 'Granted', 'role', role::text, 'level', level);
 END
 $$;
+
+CREATE FUNCTION @extschema@.cliniko_adopt_keys()
+RETURNS jsonb
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cliniko_adopt_keys() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cliniko_adopt_keys() IS
+'Has this database use the API keys that were sealed in another one, of which it is a copy or a restored dump, or by an earlier version; until then they cannot be read here. The key file must have the key that they were sealed with. Answers {success, message, adopted, unreadable (API keys that stayed as they were)}. Raises PT409 CREDENTIALS_UNREADABLE, with nothing changed, where none of these can be read.';
+
+/*
+ * What 0.1.0 has sealed is bound to its organization alone, and opens in any database.
+ * It is bound to this one now, and not accepted afterwards. Where it cannot be read,
+ * cliniko_adopt_keys() can be called when that has been put right.
+ */
+DO $$
+BEGIN
+	PERFORM @extschema@.cliniko_adopt_keys();
+EXCEPTION WHEN SQLSTATE 'PT409' THEN
+	NULL;
+END
+$$;

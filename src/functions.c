@@ -49,6 +49,7 @@ SQL_FUNCTION(cliniko_connect);
 SQL_FUNCTION(cliniko_disconnect);
 SQL_FUNCTION(cliniko_set_sync_enabled);
 SQL_FUNCTION(cliniko_rotate_key);
+SQL_FUNCTION(cliniko_adopt_keys);
 SQL_FUNCTION(cliniko_sync_all);
 SQL_FUNCTION(cliniko_sync_changes);
 SQL_FUNCTION(cliniko_cancel_sync);
@@ -640,5 +641,35 @@ cliniko_rotate_key(PG_FUNCTION_ARGS)
 	add_number(&json, "resealed", resealed);
 	add_number(&json, "unreadable", unreadable);
 	add_number(&json, "keys_in_file", keys);
+	return end_answer(&json);
+}
+
+/*
+ * cliniko_adopt_keys() -> jsonb
+ *
+ * Who calls this says that the rows of cliniko_organizations belong here: what a
+ * sealed key is bound to cannot tell a copy of a database from a row that was
+ * taken from another. So it is no function for any of the levels.
+ */
+Datum
+cliniko_adopt_keys(PG_FUNCTION_ARGS)
+{
+	Catalog		catalog;
+	int64		adopted;
+	int64		unreadable;
+	StringInfoData json;
+
+	require_writable("cliniko_adopt_keys()");
+	SPI_connect();
+	catalog_require_setup(&catalog);
+	organization_adopt_keys(&catalog, &adopted, &unreadable);
+	SPI_finish();
+
+	initStringInfo(&json);
+	appendStringInfo(&json, "{\"success\": true, \"message\": \"%s\"",
+					 unreadable > 0 ? "Adopted, but not every API key could be read" :
+					 adopted > 0 ? "Adopted" : "All API keys are of this database");
+	add_number(&json, "adopted", adopted);
+	add_number(&json, "unreadable", unreadable);
 	return end_answer(&json);
 }

@@ -78,7 +78,7 @@ my %calls = (
 		SELECT cliniko_connect('clinic', 'KEY-clinic-au1'); SELECT cliniko_sync_all_organizations();
 		SELECT cliniko_cancel_sync('clinic'); SELECT cliniko_connect('another', 'KEY-another-au1');
 		SELECT cliniko_disconnect('another');),
-	own => q(SELECT cliniko_rotate_key();));
+	own => q(SELECT cliniko_rotate_key(); SELECT cliniko_adopt_keys();));
 my %may = (
 	viewer => [qw(read)],
 	desk => [qw(read manage)],
