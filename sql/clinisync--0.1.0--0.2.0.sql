@@ -355,3 +355,6 @@ EXCEPTION WHEN SQLSTATE 'PT409' THEN
 	NULL;
 END
 $$;
+
+COMMENT ON FUNCTION @extschema@.cliniko_connect(text, text, text) IS
+'Connects an organisation, under any id of the application''s, to a Cliniko account by its API key; again, to exchange the key or the name. api_key: the key, or file:PATH, the name of a file on the server''s machine that has the key in it and is read once, for superusers and roles with the privileges of pg_read_server_files. Makes the tables when they are missing. The key''s suffix names the shard (Cliniko: "-au1"; none means au1). Does not call Cliniko. Answers {success, message, organization_id, name, shard}. Raises PT400 INVALID_ORGANIZATION_ID or INVALID_API_KEY; of a file, 42501, 58P01 where there is none, or 42809 where it is no regular one.';
