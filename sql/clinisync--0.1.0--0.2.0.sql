@@ -345,14 +345,19 @@ COMMENT ON FUNCTION @extschema@.cliniko_adopt_keys() IS
 
 /*
  * What 0.1.0 has sealed is bound to its organization alone, and opens in any database.
- * It is bound to this one now, and not accepted afterwards. Where it cannot be read,
- * cliniko_adopt_keys() can be called when that has been put right.
+ * It is bound to this one now, and not accepted afterwards. Where that cannot be, or there
+ * are no tables yet, the update goes on: cliniko_adopt_keys() can be called at any time.
  */
 DO $$
 BEGIN
 	PERFORM @extschema@.cliniko_adopt_keys();
-EXCEPTION WHEN SQLSTATE 'PT409' THEN
-	NULL;
+EXCEPTION
+	WHEN SQLSTATE 'PT409' THEN
+		NULL;
+	WHEN OTHERS THEN
+		RAISE WARNING USING
+			MESSAGE = format('the API keys of 0.1.0 could not be adopted: SQLSTATE %s', SQLSTATE),
+			HINT = 'Put right what is in the way, and run: SELECT cliniko_adopt_keys();';
 END
 $$;
 

@@ -196,12 +196,13 @@ open_sealed(const bytea *sealed, const char *organization_id, const char **probl
 {
 	unsigned char *bytes = (unsigned char *) VARDATA_ANY(sealed);
 	int			sealed_size = VARSIZE_ANY_EXHDR(sealed);
-	int			size = sealed_size - overhead(bytes, sealed_size);
+	int			rest = overhead(bytes, sealed_size);
+	int			size = sealed_size - rest;
 	const unsigned char *key;
 	unsigned char *secret;
 	KeyRing		ring;
 
-	if (size == sealed_size || size < 1 || size > MAX_SECRET_SIZE)
+	if (rest == 0 || size < 1 || size > MAX_SECRET_SIZE)
 	{
 		*problem = "It is not in a form that this version of clinisync knows: "
 			"pass the API key to cliniko_connect() again.";

@@ -184,8 +184,21 @@ put_sealed($lost, 'clinic', substr($of_010, 0, -2) . '00');
 $lost->sql('ALTER EXTENSION clinisync UPDATE');
 is_closed($lost, 'clinic', 'of 0.1.0, unreadable', qr/cliniko_adopt_keys\(\)/);
 
+# or its row not be written, of which it warns.
+my $kept = database('kept', version => '0.1.0');
+$kept->connect('clinic', $other);
+put_sealed($kept, 'clinic', $of_010);
+$kept->sql(
+	q(CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END';
+	  CREATE TRIGGER keep BEFORE UPDATE ON cliniko_organizations FOR EACH ROW EXECUTE FUNCTION keep()));
+$kept->sql('ALTER EXTENSION clinisync UPDATE');
+$node->wait_for_log(qr/WARNING:  the API keys of 0\.1\.0 could not be adopted: SQLSTATE P0001/);
+$kept->sql('DROP FUNCTION keep() CASCADE');
+is($kept->call('cliniko_adopt_keys()')->{adopted}, 1, 'of 0.1.0, kept: adopted when that is over');
+opens($kept, 'clinic', 'of 0.1.0, kept');
+
 # When the server is upgraded, and has its key file, then the keys open.
-$db->is_quiet;
+$db->is_quiet(expected => qr/could not be adopted/);
 my $new = PostgreSQL::Test::Cluster->new('new');
 $new->init(extra => [ '--encoding=UTF8', '--no-locale' ]);
 my $bindir = $node->config_data('--bindir');
