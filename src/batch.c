@@ -265,7 +265,7 @@ static const char *
 read_record(const JsonObject *record, PatientRow *row)
 {
 	if (record->text.len > PATIENT_MAX_SIZE)
-		return "the record is larger than " CppAsString2(PATIENT_MAX_MB) " MB";
+		return "the record is larger than " CppAsString2(PATIENT_MAX_KB) " kB";
 	patient_read(record, row);
 	return row->bad_column ? psprintf("%s has an impossible value", row->bad_column) : NULL;
 }

@@ -13,11 +13,12 @@
 #define PATIENT_MAX_COLUMNS 64
 
 /*
- * A record of more bytes is not for patient_read(): hundreds of times what Cliniko's
- * have, and little enough for a list of 500 of them to be read at once.
+ * A record of more bytes is not for patient_read(). Cliniko's have a few kilobytes; and
+ * of these, the longest list that a caller can ask for is still less than the 256 MB
+ * that jsonb can hold.
  */
-#define PATIENT_MAX_MB 1
-#define PATIENT_MAX_SIZE (PATIENT_MAX_MB * 1024 * 1024)
+#define PATIENT_MAX_KB 512
+#define PATIENT_MAX_SIZE (PATIENT_MAX_KB * 1024)
 
 typedef struct PatientRow
 {

@@ -17,7 +17,7 @@ my $node = $db->node;
 
 # Given a clinic of patients with as many numbers of as many digits as jsonb takes, in a
 # column of their own, in a field that is JSON, and in one that is text,
-my @numbers = ('1e131071') x 100_000;
+my @numbers = ('1e131071') x 50_000;
 my $numbers = join ',', @numbers;
 my %records = (
 	1 => qq("first_name": "Ann"),
@@ -28,8 +28,12 @@ my %records = (
 	5 => qq("first_name": "Eve", "invented": [1e131072, -1E+999999999999, 1e-16384, ) . '9' x 131_073 . ']',
 	# these it takes, and they are no longer than numbers are
 	6 => qq("first_name": "Fay", "invented": [-0.5e-30, 1.25e3, 12345678901234567890.12, 1E39]),
+	# at the ends of time, and as deep as it may be
+	7 => qq("first_name": "Gus", "created_at": "0001-01-01T00:00:00+15:59", )
+	  . qq("updated_at": "9999-12-31T23:59:60-15:59", "date_of_birth": "0001-01-01", "invented": )
+	  . '[' x 100 . ']' x 100,
 	# and this is no record that anybody has
-	7 => qq("first_name": "Gus", "invented": [$numbers,$numbers]));
+	8 => qq("first_name": "Hal", "invented": [$numbers,$numbers]));
 my $account = $db->add_clinic('clinic', patients => scalar keys %records);
 my $page = join ', ', map { qq({"id": "$_", $records{$_}}) } sort keys %records;
 my $total = keys %records;
@@ -45,11 +49,11 @@ $account->faults(
 my $run = $db->sync('clinic');
 is($run->{status}, 'completed', 'the run is completed');
 Clinisync::is_accounted_for($run, $total, 'the run');
-is_deeply($run->{metadata}{errors}, ['Patient ID 7: the record is larger than 1 MB'],
+is_deeply($run->{metadata}{errors}, ['Patient ID 8: the record is larger than 512 kB'],
 	'the record that is too large costs itself, and is told');
 my $row = 'FROM patients WHERE first_name =';
-is($db->sql(qq(SELECT jsonb_array_length(extra -> 'invented'), left(extra #>> '{invented,99999}', 20) $row 'Bea')),
-	'100000|1e131071', 'numbers that are too long are strings, as they were sent');
+is($db->sql(qq(SELECT jsonb_array_length(extra -> 'invented'), left(extra #>> '{invented,49999}', 20) $row 'Bea')),
+	'50000|1e131071', 'numbers that are too long are strings, as they were sent');
 is($db->sql(qq(SELECT left(custom_fields #>> '{sections,0}', 20) $row 'Cid')), '1e131071', 'also in a field that is JSON');
 is($db->sql(qq(SELECT notes, left(pronouns #>> '{}', 20) $row 'Dan')), '1e131071|1e131071', 'also alone');
 is($db->sql(qq(SELECT length(extra #>> '{invented,3}'), extra #>> '{invented,1}' $row 'Eve')),
