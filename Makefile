@@ -15,6 +15,7 @@ OBJS = \
 	src/cliniko.o \
 	src/patient.o \
 	src/catalog.o \
+	src/identity.o \
 	src/statement.o \
 	src/caller.o \
 	src/transaction.o \
@@ -31,6 +32,7 @@ OBJS = \
 	src/attendance.o \
 	src/worker.o \
 	src/launcher.o \
+	src/setup.o \
 	src/functions.o \
 	src/clinisync.o
 

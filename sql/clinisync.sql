@@ -7,8 +7,9 @@
  * extension: pg_dump keeps whatever a user adds to them, and DROP EXTENSION
  * leaves every patient where it is.
  *
- * Nothing is granted to PUBLIC. Public functions are named cliniko_*, those
- * that only the others call are named clinisync_*.
+ * Nothing is granted to anybody: see the end. Public functions are named
+ * cliniko_*, those that only the others call are named clinisync_*. Arguments
+ * that people write as literals are text, which an overload cannot beat.
  */
 \echo Use "CREATE EXTENSION clinisync" to load this file. \quit
 
@@ -108,7 +109,6 @@ VALUES
 	('sync_logs', 'checkpoint', 'jsonb', NULL),
 	('sync_logs', 'updated_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()')
 $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_columns() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_columns() IS
 'The columns that clinisync needs: relation, column, type as format_type() spells it, and what a newly made column is declared with besides.';
 
@@ -127,7 +127,6 @@ VALUES
 	('sync_logs', 'sync_logs_status_check', 'c',
 	 'CHECK ((status = ANY (ARRAY[''running''::text, ''completed''::text, ''failed''::text])))')
 $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_constraints() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_constraints() IS
 'The constraints that clinisync needs: relation, name, kind as in pg_constraint.contype, and definition as pg_get_constraintdef() spells it.';
 
@@ -170,7 +169,6 @@ FROM pg_constraint o
 WHERE o.conrelid = to_regclass('@extschema@.sync_logs') AND o.contype = 'p'
 	AND pg_get_constraintdef(o.oid) <> 'PRIMARY KEY (organization_id, id)'
 $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_indexes() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_indexes() IS
 'The indexes that clinisync needs beside those of the constraints: relation, name, and the statement that makes it.';
 
@@ -184,9 +182,201 @@ FROM pg_class c
 WHERE c.relnamespace = '@extschema@'::regnamespace
 	AND c.relname IN ('cliniko_organizations', 'patients', 'sync_logs')
 $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_tables() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_tables() IS
 'What exists under the names of the three tables.';
+
+CREATE TABLE @extschema@.clinisync_owner (
+	one boolean PRIMARY KEY DEFAULT true CHECK (one),
+	role name NOT NULL
+);
+COMMENT ON TABLE @extschema@.clinisync_owner IS
+'Whose the three tables are, as cliniko_setup() was told; in one row, by name, so that it survives a dump. Tables of anybody else are not used.';
+SELECT pg_extension_config_dump('@extschema@.clinisync_owner', '');
+
+CREATE FUNCTION @extschema@.clinisync_said_owner()
+RETURNS regrole
+LANGUAGE c STABLE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION @extschema@.clinisync_said_owner() IS
+'Whose the tables are, as cliniko_setup() was told; NULL: it was not told yet, or that role is gone.';
+
+CREATE FUNCTION @extschema@.clinisync_say_owner(owner regrole)
+RETURNS void
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION @extschema@.clinisync_say_owner(regrole) IS
+'Notes whose the tables are. Raises insufficient_privilege unless the caller may SET ROLE to it.';
+
+CREATE FUNCTION @extschema@.clinisync_execute_as(role regrole, statement text)
+RETURNS SETOF text
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION @extschema@.clinisync_execute_as(regrole, text) IS
+'Executes a statement as a role, in a security-restricted operation: what that role has attached to a table runs with no other rights, and leaves no setting behind. Answers the first column. Raises insufficient_privilege unless the caller may SET ROLE to it.';
+
+CREATE FUNCTION @extschema@.clinisync_lock()
+RETURNS void
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION @extschema@.clinisync_lock() IS
+'Waits for other calls of cliniko_setup(), cliniko_grant() and cliniko_revoke() in this database, and keeps later ones waiting until the transaction ends.';
+
+CREATE FUNCTION @extschema@.clinisync_role(name text)
+RETURNS regrole
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF name IS NULL OR name ~ '^[-0-9]' OR name = '' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'PT400',
+			MESSAGE = 'a role is needed',
+			DETAIL = 'INVALID_ARGUMENT',
+			HINT = 'Pass the name of a role, as in SQL: in double quotes where it has capitals or blanks.';
+	END IF;
+	RETURN name::regrole;
+END
+$$;
+COMMENT ON FUNCTION @extschema@.clinisync_role(text) IS
+'The role of this name, written as in SQL. Raises PT400 INVALID_ARGUMENT without one, undefined_object where there is none.';
+
+CREATE FUNCTION @extschema@.clinisync_functions()
+RETURNS TABLE (oid oid, name name, owner oid, acl aclitem[])
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT p.oid, p.proname, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
+FROM pg_extension e
+	JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+		AND d.deptype = 'e' AND d.classid = 'pg_proc'::regclass
+	JOIN pg_proc p ON p.oid = d.objid
+WHERE e.extname = 'clinisync'
+$$;
+COMMENT ON FUNCTION @extschema@.clinisync_functions() IS
+'The functions that are members of the extension: what is granted or revoked is found here, never by its name.';
+
+CREATE FUNCTION @extschema@.clinisync_impostors()
+RETURNS SETOF oid
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT p.oid
+FROM pg_extension e
+	JOIN pg_proc p ON p.pronamespace = e.extnamespace
+WHERE e.extname = 'clinisync'
+	AND p.proname IN (SELECT f.name FROM @extschema@.clinisync_functions() f
+					  UNION ALL SELECT 'cliniko_claimed_organization')
+	AND p.oid NOT IN (SELECT f.oid FROM @extschema@.clinisync_functions() f)
+	/* cliniko_setup() makes this one, and looks whose it is */
+	AND NOT (p.proname = 'cliniko_claimed_organization' AND p.pronargs = 0)
+$$;
+COMMENT ON FUNCTION @extschema@.clinisync_impostors() IS
+'Functions in the extension''s schema that bear the name of one of ours and are not: with other arguments, or fewer of them, a call that was meant for ours could be theirs.';
+
+CREATE FUNCTION @extschema@.clinisync_refuse_impostors()
+RETURNS event_trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	impostor oid;
+BEGIN
+	/* as clinisync_impostors() has it, which who runs this may not call */
+	SELECT c.objid INTO impostor
+	FROM pg_event_trigger_ddl_commands() c
+		JOIN pg_proc p ON p.oid = c.objid
+		JOIN pg_extension e ON e.extnamespace = p.pronamespace AND e.extname = 'clinisync'
+	WHERE c.classid = 'pg_proc'::regclass
+		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+						AND d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid)
+		AND (p.proname = 'cliniko_claimed_organization' AND p.pronargs > 0
+			 OR p.proname IN (SELECT o.proname
+							  FROM pg_depend d JOIN pg_proc o ON o.oid = d.objid AND d.classid = 'pg_proc'::regclass
+							  WHERE d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'));
+	IF FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'reserved_name',
+			MESSAGE = format('the name of %s is clinisync''s in this schema', impostor::regprocedure),
+			HINT = 'Give it another name, or make it in another schema.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION @extschema@.clinisync_refuse_impostors() IS
+'Of the event trigger of that name: refuses a function that bears the name of one of ours in the extension''s schema.';
+
+CREATE FUNCTION @extschema@.clinisync_objects()
+RETURNS TABLE (object text, oid oid, owner oid, acl aclitem[])
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT format('ON TABLE %s', t.oid::regclass), t.oid, t.owner, c.relacl
+FROM @extschema@.clinisync_tables() t JOIN pg_class c ON c.oid = t.oid
+UNION ALL
+SELECT format('(%I) ON TABLE %s', c.attname, t.oid::regclass), t.oid, t.owner, c.attacl
+FROM @extschema@.clinisync_tables() t JOIN pg_attribute c ON c.attrelid = t.oid AND c.attacl IS NOT NULL
+UNION ALL
+SELECT format('ON SEQUENCE %s', s.oid::regclass), s.oid, s.relowner, s.relacl
+FROM @extschema@.clinisync_tables() t
+	JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid
+		AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+	JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+UNION ALL
+SELECT format('ON FUNCTION %s', p.oid::regprocedure), p.oid, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
+FROM pg_proc p
+WHERE p.oid = to_regprocedure('@extschema@.cliniko_claimed_organization()')
+$$;
+COMMENT ON FUNCTION @extschema@.clinisync_objects() IS
+'What cliniko_setup() makes, with its privileges: the tables, those of their columns that have any, their sequences, and the function that the policies call.';
+
+CREATE FUNCTION @extschema@.clinisync_privileges()
+RETURNS TABLE (object text, oid oid, grantor oid, grantee oid, privilege text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT o.object, o.oid, a.grantor, a.grantee, a.privilege_type
+FROM (
+		SELECT b.object, b.oid, b.owner, b.acl FROM @extschema@.clinisync_objects() b
+		UNION ALL
+		SELECT format('ON FUNCTION %s', f.oid::regprocedure), f.oid, f.owner, f.acl
+		FROM @extschema@.clinisync_functions() f
+	) AS o, aclexplode(o.acl) a
+WHERE a.grantee <> o.owner
+$$;
+COMMENT ON FUNCTION @extschema@.clinisync_privileges() IS
+'What others than the owner may do with what is ours: on what, as it follows GRANT ALL, by whose grant, whom (0: PUBLIC), and what.';
+
+CREATE FUNCTION @extschema@.clinisync_policies()
+RETURNS TABLE (description text, roles oid[], shows_more boolean)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT format('%s on %s, for %s', quote_ident(p.polname), t.oid::regclass,
+			  (SELECT string_agg(CASE r WHEN 0 THEN 'PUBLIC' ELSE r::regrole::text END, ', ') FROM unnest(p.polroles) r)),
+	p.polroles, p.polpermissive AND p.polcmd IN ('r', '*')
+FROM @extschema@.clinisync_tables() t JOIN pg_policy p ON p.polrelid = t.oid
+WHERE p.polname NOT IN ('cliniko_own_organization', 'cliniko_admin')
+$$;
+COMMENT ON FUNCTION @extschema@.clinisync_policies() IS
+'The policies of the tables that are not ours: in words, whose they are (0: PUBLIC), and whether they let more be seen.';
+
+CREATE FUNCTION @extschema@.clinisync_writers()
+RETURNS SETOF text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT format('%s on %s, for %s', string_agg(DISTINCT p.privilege, ', '), p.oid::regclass,
+			  CASE p.grantee WHEN 0 THEN 'PUBLIC' ELSE p.grantee::regrole::text END)
+FROM @extschema@.clinisync_privileges() p
+	JOIN @extschema@.clinisync_tables() t USING (oid)
+WHERE p.privilege <> 'SELECT'
+GROUP BY p.oid, p.grantee
+$$;
+COMMENT ON FUNCTION @extschema@.clinisync_writers() IS
+'Who but their owner may do more with the tables than read, in words. cliniko_grant() never grants that.';
 
 CREATE FUNCTION @extschema@.clinisync_structural_obstacles(owner regrole)
 RETURNS SETOF text
@@ -197,15 +387,19 @@ SELECT format('%s is not a table', t.relation)
 FROM @extschema@.clinisync_tables() t
 WHERE t.relkind NOT IN ('r', 'p')
 UNION ALL
-SELECT format('%s belongs to %s: call cliniko_setup(%L)', t.relation, t.owner, t.owner::text)
+SELECT format('%s belongs to %s: find out who made it; if that role is to own every patient, call cliniko_setup(%L); '
+			  'if not, move it out of the way', t.relation, t.owner, t.owner::text)
 FROM @extschema@.clinisync_tables() t
 WHERE t.owner <> clinisync_structural_obstacles.owner
 UNION ALL
-SELECT format('the function cliniko_claimed_organization() belongs to %s: drop it, or call cliniko_setup(%L)',
-			  p.proowner::regrole, p.proowner::regrole::text)
+SELECT format('the function cliniko_claimed_organization() belongs to %s, who could change what everybody sees: '
+			  'give it to the tables'' owner, or drop it', p.proowner::regrole)
 FROM pg_proc p
-WHERE p.pronamespace = '@extschema@'::regnamespace AND p.proname = 'cliniko_claimed_organization'
+WHERE p.oid = to_regprocedure('@extschema@.cliniko_claimed_organization()')
 	AND p.proowner <> clinisync_structural_obstacles.owner
+UNION ALL
+SELECT format('the name of the function %s is clinisync''s: drop it', i::regprocedure)
+FROM @extschema@.clinisync_impostors() i
 UNION ALL
 /* patients.id may have any type that fills itself: nothing refers to it */
 SELECT format('%s.%s is %s, but must be %s', l.relation, l.column_name,
@@ -257,7 +451,6 @@ FROM (SELECT k.relation, k.constraint_name FROM @extschema@.clinisync_constraint
 	LEFT JOIN @extschema@.clinisync_tables() t ON t.relation = w.relation
 WHERE i.indrelid IS DISTINCT FROM t.oid OR i.indrelid IS NULL
 $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_structural_obstacles(regrole) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_structural_obstacles(regrole) IS
 'What in the definition of existing tables keeps cliniko_setup() from adopting them, one sentence each. Looks at catalogs alone, so that no code of a table''s owner runs.';
 
@@ -331,17 +524,58 @@ BEGIN
 								 WHERE a.attrelid = t.oid AND NOT a.attisdropped)
 	LOOP
 		/* a table of patients that has no id yet names its rows by their place */
-		RETURN QUERY EXECUTE replace(probe.query, '%ROW%', CASE WHEN EXISTS (
+		RETURN QUERY
+		SELECT o.* FROM @extschema@.clinisync_execute_as(owner, replace(probe.query, '%ROW%', CASE WHEN EXISTS (
 			SELECT FROM pg_attribute a WHERE a.attrelid = to_regclass('@extschema@.patients')
-				AND a.attname = 'id' AND NOT a.attisdropped) THEN 'id' ELSE 'ctid' END);
+				AND a.attname = 'id' AND NOT a.attisdropped) THEN 'id' ELSE 'ctid' END)) o;
 	END LOOP;
 END
 $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_obstacles(regrole) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_obstacles(regrole) IS
 'What keeps cliniko_setup(owner) from adopting the tables that are there, one sentence each, by column and by id, never by a value of a patient''s. Empty: nothing.';
 
-CREATE FUNCTION @extschema@.cliniko_setup(owner regrole DEFAULT quote_ident(current_user)::regrole)
+CREATE FUNCTION @extschema@.clinisync_comments()
+RETURNS TABLE (object text, comment text)
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+VALUES
+	('TABLE @extschema@.cliniko_organizations', 'clinisync: the clinics that are connected to Cliniko, one row each'),
+	('COLUMN @extschema@.cliniko_organizations.api_key_sealed',
+	 'the Cliniko API key, encrypted with a key that is outside the database (clinisync.key_file)'),
+	('TABLE @extschema@.patients', 'clinisync: every patient of every connected clinic, as Cliniko last showed it'),
+	('COLUMN @extschema@.patients.cliniko_patient_id', 'the patient''s id in Cliniko, an int64 that Cliniko sends as a string'),
+	('COLUMN @extschema@.patients.phone', 'the first mobile number, else the first number, as typed'),
+	('COLUMN @extschema@.patients.cliniko_deleted_at', 'Cliniko''s own deleted_at'),
+	('COLUMN @extschema@.patients.extra', 'what Cliniko sent under keys that this version does not know'),
+	('COLUMN @extschema@.patients.record_hash', 'hash of the record as Cliniko sent it; a row whose hash is unchanged is not written'),
+	('COLUMN @extschema@.patients.last_synced_at', 'when the content of this row last changed here'),
+	('COLUMN @extschema@.patients.deleted_at', 'when Cliniko confirmed that this patient no longer exists there'),
+	('TABLE @extschema@.sync_logs', 'clinisync: one row for each run, its progress while it runs, and how it ended'),
+	('COLUMN @extschema@.sync_logs.checkpoint',
+	 'where the run resumes if its worker ends; committed together with the patients up to there')
+$$;
+COMMENT ON FUNCTION @extschema@.clinisync_comments() IS
+'The comments of the tables: on what, as COMMENT ON has it, and the text.';
+
+CREATE FUNCTION @extschema@.clinisync_claim()
+RETURNS TABLE (comment text, definition text)
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $claim$
+/* bound to its operators when it is made, whatever the search_path of its callers; as caller.c has it */
+VALUES ('clinisync: the organization that the caller''s token names, at the path that clinisync.org_claim has; NULL: none',
+$$ CREATE OR REPLACE FUNCTION @extschema@.cliniko_claimed_organization() RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN (SELECT token.claims #>> CASE WHEN token.path LIKE '{%' THEN token.path::text[] ELSE string_to_array(token.path, '.') END
+		FROM (SELECT nullif(current_setting('request.jwt.claims', true), '')::jsonb,
+					 coalesce(nullif(current_setting('clinisync.org_claim', true), ''), 'org_id'))
+			AS token (claims, path)) $$)
+$claim$;
+COMMENT ON FUNCTION @extschema@.clinisync_claim() IS
+'cliniko_claimed_organization(), which the policies call and which outlives the extension with them: its comment, by which this version is known, and the statement that makes it.';
+
+CREATE FUNCTION @extschema@.cliniko_setup(owner text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -349,14 +583,19 @@ SET client_min_messages = warning
 AS $$
 DECLARE
 	tables CONSTANT name[] = ARRAY['cliniko_organizations', 'patients', 'sync_logs'];
+	keeper CONSTANT regrole = CASE WHEN owner IS NOT NULL THEN @extschema@.clinisync_role(owner)
+		ELSE coalesce(@extschema@.clinisync_said_owner(), quote_ident(current_user)::regrole) END;
+	/* who makes what needs CREATE on the schema: the caller where the owner may not */
+	maker CONSTANT regrole = CASE WHEN has_schema_privilege(keeper, '@extschema@'::regnamespace::oid, 'CREATE')
+		THEN keeper ELSE quote_ident(current_user)::regrole END;
 	changes text[] = '{}';
 	obstacles text[];
+	kept oid[];
 	statement text;
 BEGIN
-	/* one setup at a time in a database */
-	PERFORM pg_advisory_xact_lock('pg_extension'::regclass::int, hashtext('cliniko_setup'));
+	PERFORM @extschema@.clinisync_lock();
 
-	obstacles = ARRAY(SELECT @extschema@.clinisync_obstacles(owner));
+	obstacles = ARRAY(SELECT @extschema@.clinisync_obstacles(keeper));
 	IF obstacles <> '{}' THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'object_not_in_prerequisite_state',
@@ -365,6 +604,12 @@ BEGIN
 			HINT = 'Nothing was changed. Put right what is listed, or move the table out of the way, '
 				'and call cliniko_setup() again.';
 	END IF;
+	IF @extschema@.clinisync_said_owner() IS DISTINCT FROM keeper THEN
+		PERFORM @extschema@.clinisync_say_owner(keeper);
+	END IF;
+
+	/* what is there; of all else, privileges by default are taken back */
+	kept = ARRAY(SELECT o.oid FROM @extschema@.clinisync_objects() o);
 
 	FOR statement IN
 		SELECT format('CREATE TABLE @extschema@.%I ()%s', t,
@@ -373,8 +618,15 @@ BEGIN
 		FROM unnest(tables) t
 		WHERE to_regclass(format('@extschema@.%I', t)) IS NULL
 	LOOP
-		EXECUTE statement;
+		PERFORM @extschema@.clinisync_execute_as(maker, statement);
 		changes = changes || statement;
+	END LOOP;
+	FOR statement IN
+		SELECT format('ALTER TABLE @extschema@.%I OWNER TO %s', t.relation, keeper)
+		FROM @extschema@.clinisync_tables() t
+		WHERE t.owner <> keeper
+	LOOP
+		PERFORM @extschema@.clinisync_execute_as(maker, statement);
 	END LOOP;
 
 	FOR statement IN
@@ -389,18 +641,20 @@ BEGIN
 		GROUP BY l.relation
 		ORDER BY l.relation
 	LOOP
-		EXECUTE statement;
+		PERFORM @extschema@.clinisync_execute_as(maker, statement);
 		changes = changes || statement;
 	END LOOP;
 
 	/* a column that is new to rows that were synced before is filled by the next run, which is a full one */
 	IF EXISTS (SELECT FROM unnest(changes) AS c WHERE c LIKE 'ALTER TABLE @extschema@.patients ADD COLUMN %') THEN
-		UPDATE @extschema@.patients SET record_hash = NULL WHERE record_hash IS NOT NULL;
-		UPDATE @extschema@.cliniko_organizations SET updated_at = clock_timestamp();
+		PERFORM @extschema@.clinisync_execute_as(keeper,
+			'UPDATE @extschema@.patients SET record_hash = NULL WHERE record_hash IS NOT NULL');
+		PERFORM @extschema@.clinisync_execute_as(keeper,
+			'UPDATE @extschema@.cliniko_organizations SET updated_at = clock_timestamp()');
 	END IF;
 
-	/* a table that has a primary key of its own keeps it */
 	FOR statement IN
+		/* a table that has a primary key of its own keeps it */
 		SELECT format('ALTER TABLE @extschema@.%I ADD CONSTRAINT %I %s',
 					  k.relation, k.constraint_name, k.definition)
 		FROM @extschema@.clinisync_constraints() k
@@ -408,7 +662,7 @@ BEGIN
 						  WHERE o.conrelid = to_regclass(format('@extschema@.%I', k.relation))
 							AND (o.conname = k.constraint_name OR o.contype = 'p' AND k.contype = 'p'))
 	LOOP
-		EXECUTE statement;
+		PERFORM @extschema@.clinisync_execute_as(maker, statement);
 		changes = changes || statement;
 	END LOOP;
 
@@ -422,39 +676,42 @@ BEGIN
 		FROM @extschema@.clinisync_indexes() x
 		WHERE to_regclass(format('@extschema@.%I', x.index_name)) IS NULL
 	LOOP
-		EXECUTE statement;
+		PERFORM @extschema@.clinisync_execute_as(maker, statement);
 		changes = changes || statement;
-	END LOOP;
-
-	FOR statement IN
-		SELECT format('ALTER TABLE @extschema@.%I OWNER TO %s', t.relation, cliniko_setup.owner)
-		FROM @extschema@.clinisync_tables() t
-		WHERE t.owner <> cliniko_setup.owner
-	LOOP
-		EXECUTE statement;
 	END LOOP;
 
 	/* work on the tables is done as their owner, who has to reach them */
-	IF NOT has_schema_privilege(owner, '@extschema@'::regnamespace::oid, 'USAGE') THEN
-		statement = format('GRANT USAGE ON SCHEMA @extschema@ TO %s', owner);
+	IF NOT has_schema_privilege(keeper, '@extschema@'::regnamespace::oid, 'USAGE') THEN
+		statement = format('GRANT USAGE ON SCHEMA @extschema@ TO %s', keeper);
 		EXECUTE statement;
 		changes = changes || statement;
 	END IF;
 
-	IF to_regprocedure('@extschema@.cliniko_claimed_organization()') IS NULL THEN
-		/* bound to its operators here, whatever the search_path of its callers */
-		CREATE FUNCTION @extschema@.cliniko_claimed_organization() RETURNS text
-		LANGUAGE sql STABLE PARALLEL SAFE
-		RETURN (SELECT coalesce(token.claims ->> token.path, token.claims #>> string_to_array(token.path, '.'))
-				FROM (SELECT nullif(current_setting('request.jwt.claims', true), '')::jsonb,
-							 coalesce(nullif(current_setting('clinisync.org_claim', true), ''), 'org_id'))
-					AS token (claims, path));
-		REVOKE ALL ON FUNCTION @extschema@.cliniko_claimed_organization() FROM PUBLIC;
-		COMMENT ON FUNCTION @extschema@.cliniko_claimed_organization() IS
-			'clinisync: the organization that the caller''s token names, as clinisync.org_claim says where; NULL: none';
-		EXECUTE format('ALTER FUNCTION @extschema@.cliniko_claimed_organization() OWNER TO %s', owner);
+	FOR statement IN
+		SELECT c.definition
+		FROM @extschema@.clinisync_claim() c
+		WHERE obj_description(to_regprocedure('@extschema@.cliniko_claimed_organization()'), 'pg_proc')
+			IS DISTINCT FROM c.comment
+	LOOP
+		PERFORM @extschema@.clinisync_execute_as(maker, statement);
+		PERFORM @extschema@.clinisync_execute_as(maker, format('ALTER FUNCTION %s OWNER TO %s', p.oid::regprocedure, keeper))
+		FROM pg_proc p
+		WHERE p.oid = to_regprocedure('@extschema@.cliniko_claimed_organization()') AND p.proowner <> keeper;
+		PERFORM @extschema@.clinisync_execute_as(keeper,
+			format('COMMENT ON FUNCTION @extschema@.cliniko_claimed_organization() IS %L', c.comment))
+		FROM @extschema@.clinisync_claim() c;
 		changes = changes || 'CREATE FUNCTION @extschema@.cliniko_claimed_organization()'::text;
-	END IF;
+	END LOOP;
+
+	FOR statement IN
+		SELECT DISTINCT format('REVOKE ALL %s FROM %s', p.object,
+			CASE p.grantee WHEN 0 THEN 'PUBLIC' ELSE p.grantee::regrole::text END)
+		FROM @extschema@.clinisync_privileges() p
+			JOIN @extschema@.clinisync_objects() o USING (oid)
+		WHERE p.oid <> ALL (kept)
+	LOOP
+		PERFORM @extschema@.clinisync_execute_as(keeper, statement);
+	END LOOP;
 
 	FOR statement IN
 		SELECT format('ALTER TABLE @extschema@.%I ENABLE ROW LEVEL SECURITY', t.relation)
@@ -466,48 +723,33 @@ BEGIN
 		FROM @extschema@.clinisync_tables() t
 		WHERE NOT EXISTS (SELECT FROM pg_policy p
 						  WHERE p.polrelid = t.oid AND p.polname = 'cliniko_own_organization')
+		UNION ALL
+		/* who may read a table calls it through the policies; it tells no more than the caller's own claim */
+		SELECT 'GRANT EXECUTE ON FUNCTION @extschema@.cliniko_claimed_organization() TO PUBLIC'
+		WHERE NOT EXISTS (SELECT FROM @extschema@.clinisync_privileges() p
+						  WHERE p.oid = to_regprocedure('@extschema@.cliniko_claimed_organization()') AND p.grantee = 0)
 	LOOP
-		EXECUTE statement;
+		PERFORM @extschema@.clinisync_execute_as(keeper, statement);
 		changes = changes || statement;
 	END LOOP;
 
 	IF changes <> '{}' THEN
-		COMMENT ON TABLE @extschema@.cliniko_organizations IS
-			'clinisync: the clinics that are connected to Cliniko, one row each';
-		COMMENT ON COLUMN @extschema@.cliniko_organizations.api_key_sealed IS
-			'the Cliniko API key, encrypted with a key that is outside the database (clinisync.key_file)';
-		COMMENT ON TABLE @extschema@.patients IS
-			'clinisync: every patient of every connected clinic, as Cliniko last showed it';
-		COMMENT ON COLUMN @extschema@.patients.cliniko_patient_id IS
-			'the patient''s id in Cliniko, an int64 that Cliniko sends as a string';
-		COMMENT ON COLUMN @extschema@.patients.phone IS
-			'the first mobile number, else the first number, as typed';
-		COMMENT ON COLUMN @extschema@.patients.cliniko_deleted_at IS
-			'Cliniko''s own deleted_at';
-		COMMENT ON COLUMN @extschema@.patients.extra IS
-			'what Cliniko sent under keys that this version does not know';
-		COMMENT ON COLUMN @extschema@.patients.record_hash IS
-			'hash of the record as Cliniko sent it; a row whose hash is unchanged is not written';
-		COMMENT ON COLUMN @extschema@.patients.last_synced_at IS
-			'when the content of this row last changed here';
-		COMMENT ON COLUMN @extschema@.patients.deleted_at IS
-			'when Cliniko confirmed that this patient no longer exists there';
-		COMMENT ON TABLE @extschema@.sync_logs IS
-			'clinisync: one row for each run, its progress while it runs, and how it ended';
-		COMMENT ON COLUMN @extschema@.sync_logs.checkpoint IS
-			'where the run resumes if its worker ends; committed together with the patients up to there';
+		PERFORM @extschema@.clinisync_execute_as(keeper, format('COMMENT ON %s IS %L', c.object, c.comment))
+		FROM @extschema@.clinisync_comments() c;
 	END IF;
 
 	RETURN jsonb_build_object(
 		'success', true,
 		'message', CASE changes WHEN '{}' THEN 'The tables are up to date' ELSE 'The tables are ready' END,
-		'owner', owner::text,
-		'changes', to_jsonb(changes));
+		'owner', keeper::text,
+		'changes', to_jsonb(changes),
+		'policies', (SELECT coalesce(jsonb_agg(p.description ORDER BY p.description), '[]')
+					 FROM @extschema@.clinisync_policies() p WHERE p.shows_more),
+		'privileges', (SELECT coalesce(jsonb_agg(w ORDER BY w), '[]') FROM @extschema@.clinisync_writers() w));
 END
 $$;
-REVOKE ALL ON FUNCTION @extschema@.cliniko_setup(regrole) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cliniko_setup(regrole) IS
-'Makes the tables cliniko_organizations, patients and sync_logs, or brings those that exist up to date; safe to repeat. owner: whose the tables are to be; one that exists and belongs to somebody else is an obstacle. Answers {success, message, owner, changes}. Raises object_not_in_prerequisite_state, with the obstacles listed and nothing changed, where an existing table does not fit.';
+COMMENT ON FUNCTION @extschema@.cliniko_setup(text) IS
+'Makes the tables cliniko_organizations, patients and sync_logs, or brings those that exist up to date; safe to repeat. owner: the role whose the tables are to be, which is remembered; by default the one that was told before, else the caller. A table that belongs to somebody else is an obstacle. Answers {success, message, owner, changes: [statements], policies: [those of yours that let more be seen], privileges: [who else may change the tables]}. Raises object_not_in_prerequisite_state, with the obstacles listed and nothing changed, where an existing table does not fit.';
 
 /*
  * Connecting
@@ -518,7 +760,6 @@ RETURNS jsonb
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_connect(text, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_connect(text, text, text) IS
 'Connects an organisation, under any id of the application''s, to a Cliniko account by its API key; again, to exchange the key or the name. api_key: the key, or file:PATH, the name of a file on the server''s machine that has the key in it and is read once, for superusers and roles with the privileges of pg_read_server_files. Makes the tables when they are missing. The key''s suffix names the shard (Cliniko: "-au1"; none means au1). Does not call Cliniko. Answers {success, message, organization_id, name, shard}. Raises PT400 INVALID_ORGANIZATION_ID or INVALID_API_KEY; of a file, 42501, 58P01 where there is none, or 42809 where it is no regular one.';
 
@@ -527,7 +768,6 @@ RETURNS jsonb
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_disconnect(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_disconnect(text) IS
 'Forgets an organisation''s API key and ends its run; keeps its patients and logs. Safe to repeat. Answers {success, message, organization_id}. Raises PT404.';
 
@@ -536,7 +776,6 @@ RETURNS jsonb
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_set_sync_enabled(text, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_set_sync_enabled(text, boolean) IS
 'Lets runs of an organisation start, or prevents them; a run that is under way goes on. Answers {success, message, organization_id, sync_enabled}. Raises PT404, PT400 INVALID_ARGUMENT.';
 
@@ -552,7 +791,6 @@ RETURNS jsonb
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_sync_all(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_sync_all(text) IS
 'Starts a sync of all patients of an organisation, archived ones included, and returns at once; the background worker begins when this transaction commits. Answers {success, message, organization_id, sync_id, operation_type}; while a run is under way, that run. Raises PT404, PT409 (NOT_CONNECTED, SYNC_DISABLED, SETUP_REQUIRED), PT503 (NO_WORKER_AVAILABLE, READ_ONLY_STANDBY).';
 
@@ -561,7 +799,6 @@ RETURNS jsonb
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT @extschema@.cliniko_sync_all(org) $$;
-REVOKE ALL ON FUNCTION @extschema@.cliniko_sync(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_sync(text) IS
 'Deprecated: the same as cliniko_sync_all(org).';
 
@@ -570,7 +807,6 @@ RETURNS jsonb
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_sync_changes(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_sync_changes(text) IS
 'Starts a sync of the patients that were changed or archived in Cliniko since the last completed run began, less ten minutes; of all patients (full_patients) where no full run has completed since cliniko_connect() or another change of the organisation. Returns at once. Answers and raises what cliniko_sync_all() does.';
 
@@ -579,7 +815,6 @@ RETURNS jsonb
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_cancel_sync(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_cancel_sync(text) IS
 'Ends the organisation''s run as failed with error_type SYNC_CANCELLED; what it stored stays. Answers {success, message, organization_id, sync_id}. Raises PT404, PT409 NO_RUNNING_SYNC.';
 
@@ -588,7 +823,6 @@ RETURNS jsonb
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_test_connection(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_test_connection(text) IS
 'Asks Cliniko whether the key works and how many patients there are; stores nothing. Answers {success, status: connected, message, organization_id, total_patients, active_patients, api_url, account: {id, name}, role, latency_ms}, or {success: false, status: failed, error_code, message, …}. Raises PT404, PT409 NOT_CONNECTED.';
 
@@ -601,7 +835,6 @@ SET enable_bitmapscan = off
 SET enable_seqscan = off
 SET jit = off
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_sync_logs(text, int, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_sync_logs(text, int, text, text) IS
 'The runs of an organisation, newest first, with live progress; made to be polled. max_rows: 1 to 100; status: running, completed or failed; operation_type: full_patients, incremental_patients or active_patients. Answers {organization_id, logs, total_count (10000: so many or more), has_more}. A running run whose worker is gone is resumed. Raises PT400 INVALID_ARGUMENT, PT404.';
 
@@ -613,7 +846,6 @@ SET enable_bitmapscan = off
 SET enable_seqscan = off
 SET jit = off
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_status(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_status(text) IS
 'How an organisation stands: {organization_id, sync_status: never_synced, running, completed or failed (of the newest run), last_sync (end of the last completed run), operation_type, sync_duration, patient_counts: {total_in_cliniko (when the last full run completed), synced_to_database, active, archived, deleted, success_rate in percent}}. Raises PT404.';
 
@@ -622,7 +854,6 @@ RETURNS jsonb
 LANGUAGE c STABLE
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_list_organizations() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_list_organizations() IS
 'The organisations that the caller may see, by name, those without one last, at most 1000: {organizations: [{organization_id, name, sync_enabled, connected (whether there is an API key)}], has_more}. Who may see none gets an empty list. Raises PT409 SETUP_REQUIRED.';
 
@@ -635,7 +866,6 @@ SET enable_bitmapscan = off
 SET enable_seqscan = off
 SET jit = off
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_active_patients(text, int, int, text, timestamptz) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_active_patients(text, int, int, text, timestamptz) IS
 'The patients of an organisation that are neither archived nor deleted, in the order of their Cliniko ids. max_rows: 1 to 500; skip_rows: how many to pass over; search: part of a name or an e-mail address, in any case; last_synced_after: only those whose content changed here since. Answers {patients, pagination: {total, limit, offset, has_next}}; Cliniko''s ids are strings. Raises PT400 INVALID_ARGUMENT, PT404.';
 
@@ -648,7 +878,6 @@ RETURNS SETOF jsonb
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_sync_all_organizations(boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_sync_all_organizations(boolean) IS
 'Starts a sync of every organisation that the caller can see, that is connected and whose sync is enabled; those that are running go on. only_changes: as cliniko_sync_changes() does it, else all patients. One answer of theirs for each. Made for pg_cron. Raises PT409 SETUP_REQUIRED, PT503.';
 
@@ -657,7 +886,6 @@ RETURNS jsonb
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_rotate_key() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_rotate_key() IS
 'Puts a new key first into the file that clinisync.key_file names, and seals every API key of this database with it. The file keeps the older keys, for other databases, and for dumps. Answers {success, message, resealed, unreadable (API keys that stayed as they were), keys_in_file}. Raises PT409 CREDENTIALS_UNREADABLE, with nothing changed, where no API key can be read.';
 
@@ -680,8 +908,7 @@ LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 VALUES
-	('viewer', 'cliniko_claimed_organization'::name),
-	('viewer', 'cliniko_sync_logs'),
+	('viewer', 'cliniko_sync_logs'::name),
 	('viewer', 'cliniko_status'),
 	('viewer', 'cliniko_list_organizations'),
 	('viewer', 'cliniko_active_patients'),
@@ -695,7 +922,6 @@ VALUES
 	('admin', 'cliniko_set_sync_enabled'),
 	('admin', 'cliniko_sync_all_organizations')
 $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_level_functions() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_level_functions() IS
 'What each level of cliniko_grant() may call, beside what the levels before it may.';
 
@@ -706,25 +932,18 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	names CONSTANT text = (SELECT string_agg(r::regrole::text, ', ') FROM unnest(roles) r);
-	tab record;
 BEGIN
-	FOR tab IN
-		SELECT t.relation, EXISTS (SELECT FROM pg_policy p
-								   WHERE p.polrelid = t.oid AND p.polname = 'cliniko_admin') AS has_policy
-		FROM @extschema@.clinisync_tables() t
-	LOOP
-		IF names IS NULL THEN
-			EXECUTE format('DROP POLICY IF EXISTS cliniko_admin ON @extschema@.%I', tab.relation);
-		ELSIF tab.has_policy THEN
-			EXECUTE format('ALTER POLICY cliniko_admin ON @extschema@.%I TO %s', tab.relation, names);
+	PERFORM @extschema@.clinisync_execute_as(t.owner, CASE
+		WHEN names IS NULL THEN
+			format('DROP POLICY IF EXISTS cliniko_admin ON @extschema@.%I', t.relation)
+		WHEN EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = t.oid AND p.polname = 'cliniko_admin') THEN
+			format('ALTER POLICY cliniko_admin ON @extschema@.%I TO %s', t.relation, names)
 		ELSE
-			EXECUTE format('CREATE POLICY cliniko_admin ON @extschema@.%I FOR SELECT TO %s USING (true)',
-						   tab.relation, names);
-		END IF;
-	END LOOP;
+			format('CREATE POLICY cliniko_admin ON @extschema@.%I FOR SELECT TO %s USING (true)', t.relation, names)
+		END)
+	FROM @extschema@.clinisync_tables() t;
 END
 $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_set_admins(oid[]) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_set_admins(oid[]) IS
 'Makes these roles, and no others, see every organisation: the policy cliniko_admin of each table.';
 
@@ -739,117 +958,134 @@ FROM pg_policy p
 	JOIN pg_roles r ON r.oid = ANY (p.polroles)
 WHERE p.polname = 'cliniko_admin'
 $$;
-REVOKE ALL ON FUNCTION @extschema@.clinisync_admins() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.clinisync_admins() IS
 'The roles that see every organisation.';
 
-CREATE FUNCTION @extschema@.cliniko_revoke(role regrole)
+CREATE FUNCTION @extschema@.cliniko_revoke(role text)
 RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET client_min_messages = warning
 AS $$
 DECLARE
-	statement text;
+	whom CONSTANT regrole = @extschema@.clinisync_role(role);
 BEGIN
-	IF role IS NULL THEN
-		RAISE EXCEPTION USING
-			ERRCODE = 'PT400',
-			MESSAGE = 'a role is needed',
-			DETAIL = 'INVALID_ARGUMENT',
-			HINT = 'Pass the name of a role, as in cliniko_revoke(''reporting'').';
-	END IF;
-	/* one change of the tables at a time, as in cliniko_setup() */
-	PERFORM pg_advisory_xact_lock('pg_extension'::regclass::int, hashtext('cliniko_setup'));
+	PERFORM @extschema@.clinisync_lock();
 
-	FOR statement IN
-		/* what an owner may do, it may by owning */
-		SELECT format('REVOKE ALL ON TABLE @extschema@.%I FROM %s', t.relation, role)
-		FROM @extschema@.clinisync_tables() t
-		WHERE t.owner <> role
-		UNION ALL
-		SELECT format('REVOKE ALL ON FUNCTION %s FROM %s', p.oid::regprocedure, role)
-		FROM pg_proc p
-		WHERE p.pronamespace = '@extschema@'::regnamespace
-			AND p.proowner <> role
-			AND (p.proname = 'cliniko_claimed_organization'
-				 OR EXISTS (SELECT FROM pg_depend d
-							WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
-								AND d.refclassid = 'pg_extension'::regclass
-								AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'clinisync')))
-		UNION ALL
-		SELECT format('REVOKE USAGE ON SCHEMA @extschema@ FROM %s', role)
-		FROM pg_namespace n
-		WHERE n.oid = '@extschema@'::regnamespace AND n.nspowner <> role
-			/* the tables' owner, who does all work on them, has to reach them */
-			AND NOT EXISTS (SELECT FROM @extschema@.clinisync_tables() t WHERE t.owner = role)
-	LOOP
-		EXECUTE statement;
-	END LOOP;
-	IF role = ANY (@extschema@.clinisync_admins()) THEN
-		PERFORM @extschema@.clinisync_set_admins(array_remove(@extschema@.clinisync_admins(), role::oid));
+	/* each grant is its grantor's to take, with what the role has granted on; what it owns, it may by owning */
+	PERFORM @extschema@.clinisync_execute_as(g.grantor, format('REVOKE ALL %s FROM %s CASCADE', g.object, whom))
+	FROM (SELECT DISTINCT p.object, p.grantor FROM @extschema@.clinisync_privileges() p WHERE p.grantee = whom) AS g;
+	PERFORM @extschema@.clinisync_execute_as(a.grantor, format('REVOKE USAGE ON SCHEMA @extschema@ FROM %s CASCADE', whom))
+	FROM pg_namespace n, aclexplode(n.nspacl) a
+	WHERE n.oid = '@extschema@'::regnamespace AND a.grantee = whom AND a.privilege_type = 'USAGE' AND n.nspowner <> whom
+		/* the tables' owner, who does all work on them, has to reach them */
+		AND NOT EXISTS (SELECT FROM @extschema@.clinisync_tables() t WHERE t.owner = whom);
+	IF whom = ANY (@extschema@.clinisync_admins()) THEN
+		PERFORM @extschema@.clinisync_set_admins(array_remove(@extschema@.clinisync_admins(), whom::oid));
 	END IF;
 
-	RETURN jsonb_build_object('success', true, 'message', 'Revoked', 'role', role::text);
+	RETURN jsonb_build_object('success', true, 'message', 'Revoked', 'role', whom::text,
+		'policies', (SELECT coalesce(jsonb_agg(p.description ORDER BY p.description), '[]')
+					 FROM @extschema@.clinisync_policies() p WHERE whom = ANY (p.roles)));
 END
 $$;
-REVOKE ALL ON FUNCTION @extschema@.cliniko_revoke(regrole) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cliniko_revoke(regrole) IS
-'Takes from a role whatever it may do with the tables and the functions of clinisync, as cliniko_grant() or others granted it; what it owns it keeps. Runs that it started go on. Safe to repeat. Answers {success, message, role}.';
+COMMENT ON FUNCTION @extschema@.cliniko_revoke(text) IS
+'Takes from a role whatever it may do with the tables and the functions of clinisync, whoever granted it, and what the role has granted to others in turn; what it owns it keeps, and what it has as a member of other roles. Runs that it started go on. Safe to repeat. Answers {success, message, role, policies: [those of yours that name the role]}, which would let it see again what they say if it is granted anything later. Raises PT400 INVALID_ARGUMENT without a role.';
 
-CREATE FUNCTION @extschema@.cliniko_grant(role regrole, level text)
+CREATE FUNCTION @extschema@.cliniko_grant(role text, level text)
 RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET client_min_messages = warning
 AS $$
 DECLARE
+	whom CONSTANT regrole = @extschema@.clinisync_role(role);
 	levels CONSTANT text[] = ARRAY['viewer', 'manager', 'admin'];
 	granted CONSTANT text[] = levels[:array_position(levels, level)];
+	policies jsonb;
 	statement text;
 BEGIN
-	IF role IS NULL OR granted IS NULL THEN
+	IF granted IS NULL THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'PT400',
-			MESSAGE = 'a role and a level are needed',
+			MESSAGE = 'a level is needed',
 			DETAIL = 'INVALID_ARGUMENT',
 			HINT = format('Pass a role and one of %s, as in cliniko_grant(''reporting'', ''viewer'').',
 						  array_to_string(levels, ', '));
 	END IF;
-	/* whose the tables are was said when the first was made; a stranger's patients are in the way */
-	PERFORM @extschema@.cliniko_setup(coalesce(
-		(SELECT t.owner FROM @extschema@.clinisync_tables() t WHERE t.relation = 'cliniko_organizations'),
-		quote_ident(current_user)::regrole));
-	PERFORM @extschema@.cliniko_revoke(role);
+	PERFORM @extschema@.cliniko_setup();
+	policies = @extschema@.cliniko_revoke(role) -> 'policies';
 
+	IF NOT has_schema_privilege(whom, '@extschema@'::regnamespace::oid, 'USAGE') THEN
+		EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %s', whom);
+	END IF;
+	/* all of patients, also columns to come; of the others neither key nor checkpoint */
+	PERFORM @extschema@.clinisync_execute_as(t.owner, format('GRANT SELECT %s ON TABLE @extschema@.%I TO %s',
+		CASE WHEN t.relation <> 'patients' THEN
+			(SELECT format('(%s)', string_agg(quote_ident(l.column_name), ', '))
+			 FROM @extschema@.clinisync_columns() l
+			 WHERE l.relation = t.relation AND l.column_name NOT IN ('api_key_sealed', 'checkpoint'))
+		END, t.relation, whom))
+	FROM @extschema@.clinisync_tables() t
+	WHERE t.owner <> whom;
 	FOR statement IN
-		SELECT format('GRANT USAGE ON SCHEMA @extschema@ TO %s', role)
-		WHERE NOT has_schema_privilege(role, '@extschema@'::regnamespace::oid, 'USAGE')
-		UNION ALL
-		/* all of patients, also columns to come; of the others neither key nor checkpoint */
-		SELECT format('GRANT SELECT %s ON TABLE @extschema@.%I TO %s',
-			CASE WHEN t.relation <> 'patients' THEN
-				(SELECT format('(%s)', string_agg(quote_ident(l.column_name), ', '))
-				 FROM @extschema@.clinisync_columns() l
-				 WHERE l.relation = t.relation AND l.column_name NOT IN ('api_key_sealed', 'checkpoint'))
-			END, t.relation, role)
-		FROM @extschema@.clinisync_tables() t
-		WHERE t.owner <> role
-		UNION ALL
-		SELECT format('GRANT EXECUTE ON FUNCTION %s TO %s', p.oid::regprocedure, role)
-		FROM @extschema@.clinisync_level_functions() f
-			JOIN pg_proc p ON p.proname = f.function_name AND p.pronamespace = '@extschema@'::regnamespace
-		WHERE f.level = ANY (granted) AND p.proowner <> role
+		SELECT format('GRANT EXECUTE ON FUNCTION %s TO %s', f.oid::regprocedure, whom)
+		FROM @extschema@.clinisync_functions() f
+			JOIN @extschema@.clinisync_level_functions() l ON l.function_name = f.name
+		WHERE l.level = ANY (granted) AND f.owner <> whom
 	LOOP
 		EXECUTE statement;
 	END LOOP;
 	IF level = 'admin' THEN
-		PERFORM @extschema@.clinisync_set_admins(@extschema@.clinisync_admins() || role::oid);
+		PERFORM @extschema@.clinisync_set_admins(@extschema@.clinisync_admins() || whom::oid);
 	END IF;
 
-	RETURN jsonb_build_object('success', true, 'message', 'Granted', 'role', role::text, 'level', level);
+	RETURN jsonb_build_object('success', true, 'message', 'Granted', 'role', whom::text, 'level', level,
+		'policies', policies);
 END
 $$;
-REVOKE ALL ON FUNCTION @extschema@.cliniko_grant(regrole, text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cliniko_grant(regrole, text) IS
-'Lets a role use clinisync. level: viewer (logs, status, patients and the list of organisations), manager (and start, cancel and test) or admin (and connect, disconnect, enable, and all organisations); of the first two, only the organisation that the caller''s token names. It replaces the level that the role had. Makes the tables when they are missing. Answers {success, message, role, level}. Raises PT400 INVALID_ARGUMENT.';
+COMMENT ON FUNCTION @extschema@.cliniko_grant(text, text) IS
+'Lets a role use clinisync. level: viewer (logs, status, patients and the list of organisations), manager (and start, cancel and test) or admin (and connect, disconnect, enable, and all organisations); of the first two, only the organisation that the caller''s token names. It replaces the level that the role had, as cliniko_revoke() takes it. Makes the tables when they are missing. Answers {success, message, role, level, policies: [those of yours that name the role, and let it see what they say]}. Raises PT400 INVALID_ARGUMENT.';
+
+/*
+ * Nobody but their owner has any privilege on what this script has made, whatever
+ * default privileges say; and no name of ours is anybody else's.
+ */
+DO $$
+DECLARE
+	statement text;
+	impostors text;
+BEGIN
+	FOR statement IN
+		SELECT DISTINCT format('REVOKE ALL ON %s FROM %s', o.object,
+			CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
+		FROM (
+				SELECT format('FUNCTION %s', f.oid::regprocedure), f.owner, f.acl
+				FROM @extschema@.clinisync_functions() f
+				UNION ALL
+				SELECT format('TABLE %s', c.oid::regclass), c.relowner, c.relacl
+				FROM pg_class c
+				WHERE c.oid = '@extschema@.clinisync_owner'::regclass
+			) AS o (object, owner, acl), aclexplode(o.acl) a
+		WHERE a.grantee <> o.owner
+	LOOP
+		EXECUTE statement;
+	END LOOP;
+
+	SELECT string_agg(i::regprocedure::text, ', ') INTO impostors
+	FROM @extschema@.clinisync_impostors() i;
+	IF impostors IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'reserved_name',
+			MESSAGE = format('names that clinisync needs are taken: %s', impostors),
+			HINT = 'Find out who made these functions. Drop them, or create the extension in another schema.';
+	END IF;
+END
+$$;
+
+CREATE EVENT TRIGGER clinisync_refuse_impostors ON ddl_command_end
+WHEN TAG IN ('CREATE FUNCTION', 'CREATE PROCEDURE', 'CREATE AGGREGATE',
+	'ALTER FUNCTION', 'ALTER PROCEDURE', 'ALTER ROUTINE', 'ALTER AGGREGATE')
+EXECUTE FUNCTION @extschema@.clinisync_refuse_impostors();
+COMMENT ON EVENT TRIGGER clinisync_refuse_impostors IS
+'clinisync: no function in its schema bears the name of one of ours';

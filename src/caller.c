@@ -61,7 +61,7 @@ is_admin(const Catalog *catalog)
 
 	namestrcpy(&name, ADMIN_POLICY);
 	ScanKeyInit(&keys[0], Anum_pg_policy_polrelid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(catalog->organizations));
+				ObjectIdGetDatum(catalog->tables[CATALOG_ORGANIZATIONS]));
 	ScanKeyInit(&keys[1], Anum_pg_policy_polname, BTEqualStrategyNumber, F_NAMEEQ,
 				NameGetDatum(&name));
 	scan = systable_beginscan(policies, PolicyPolrelidPolnameIndexId, true, NULL,
@@ -94,7 +94,8 @@ caller_claimed_organization(const Catalog *catalog)
 	Datum		claimed;
 
 	statement_prepare(&statement, catalog,
-					  "SELECT coalesce(claims ->> path, claims #>> string_to_array(path, '.'))"
+					  "SELECT claims #>> CASE WHEN path LIKE '{%' THEN path::text[]"
+					  "                       ELSE string_to_array(path, '.') END"
 					  "  FROM (SELECT nullif(current_setting('request.jwt.claims', true), '')::jsonb,"
 					  "               coalesce(nullif(current_setting('clinisync.org_claim', true), ''),"
 					  "                        'org_id')) AS token (claims, path)", 0, NULL);

@@ -7,28 +7,42 @@
 
 #include "postgres.h"
 
+/* Where cliniko_setup() notes whose the tables are: one row, in the extension's schema. */
+#define CATALOG_OWNER_TABLE "clinisync_owner"
+
+typedef enum CatalogTable
+{
+	CATALOG_ORGANIZATIONS,
+	CATALOG_LOGS,
+	CATALOG_PATIENTS,
+	CATALOG_TABLES				/* how many there are */
+} CatalogTable;
+
+/* Whether the tables can be used. */
+typedef enum CatalogState
+{
+	CATALOG_READY,
+	CATALOG_INCOMPLETE,			/* a table or a column is missing: cliniko_setup() makes it */
+	CATALOG_NO_TABLE,			/* something else is in the place of one */
+	CATALOG_OTHER_OWNER,		/* one belongs to a role that cliniko_setup() was not told */
+	CATALOG_UNGUARDED			/* one does not keep organizations apart */
+} CatalogState;
+
 /* Valid within a transaction. */
 typedef struct Catalog
 {
 	char	   *schema;			/* the extension's, quoted where needed */
-	Oid			organizations;	/* the table cliniko_organizations */
-	Oid			owner;			/* the tables' owner */
-	const char *missing;		/* what cliniko_setup() has to make, or NULL */
-	const char *no_table;		/* what is in the place of a table, or NULL */
+	Oid			extension_owner;
+	Oid			owner;			/* the tables', as cliniko_setup() was told, or InvalidOid */
+	Oid			tables[CATALOG_TABLES]; /* InvalidOid: is missing */
+	CatalogState state;
+	const char *what;			/* unless ready: the table, or column, that it is about */
+	Oid			found_owner;	/* unless ready or incomplete: whose that is */
 } Catalog;
-
-/* Whom to become again after catalog_become_owner(). */
-typedef struct CatalogIdentity
-{
-	Oid			user;
-	int			security_context;
-} CatalogIdentity;
 
 extern bool catalog_find(Catalog *catalog);
 extern void catalog_require_tables(const Catalog *catalog);
 extern void catalog_require_setup(Catalog *catalog);
 extern char *catalog_sql(const Catalog *catalog, const char *template);
-extern void catalog_become_owner(const Catalog *catalog, CatalogIdentity *saved);
-extern void catalog_become(const CatalogIdentity *saved);
 
 #endif							/* CLINISYNC_CATALOG_H */

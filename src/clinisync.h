@@ -26,6 +26,7 @@
 #define LOCK_WORKER 1			/* worker.c */
 #define LOCK_START 2			/* worker.c */
 #define LOCK_KEY_FILE 3			/* organization.c; for the whole cluster */
+#define LOCK_SETUP 4			/* setup.c */
 
 /* The most that clinisync.requests_in_flight can be. */
 #define MOST_REQUESTS_IN_FLIGHT 16

@@ -11,6 +11,7 @@
 #include "fmgr.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
+#include "utils/acl.h"
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"				/* 15 has it in postgres.h */
 #endif
@@ -56,6 +57,13 @@ compat_create_wait_event_set(MemoryContext context, int nevents)
 #define COMPAT_LOCK_HELD_BY_ME(tag, mode) LockHeldByMe(tag, mode, false)
 #else
 #define COMPAT_LOCK_HELD_BY_ME(tag, mode) LockHeldByMe(tag, mode)
+#endif
+
+/* 16: a membership may be one that does not let become the role */
+#if PG_VERSION_NUM >= 160000
+#define compat_can_set_role(member, role) member_can_set_role(member, role)
+#else
+#define compat_can_set_role(member, role) is_member_of_role(member, role)
 #endif
 
 /* 16: PG_FUNCTION_INFO_V1 makes not only its record visible, but the function */

@@ -198,13 +198,18 @@ begin_call(const char *org, Catalog *catalog)
 	organization_require(catalog, org);
 }
 
-/* Make the tables where they are missing, with the caller's rights. */
+/*
+ * Make the tables where they are missing, with the caller's rights, and likewise take
+ * up the caller's own. Somebody else's are taken up only when cliniko_setup() is told.
+ */
 static void
 set_up(Catalog *catalog)
 {
 	if (!catalog_find(catalog))
 		catalog_require_setup(catalog);
-	if (catalog->missing)
+	if (catalog->state == CATALOG_INCOMPLETE ||
+		(catalog->state == CATALOG_OTHER_OWNER && !OidIsValid(catalog->owner) &&
+		 catalog->found_owner == GetUserId()))
 		SPI_execute(catalog_sql(catalog, "SELECT @schema@.cliniko_setup()"), false, 0);
 	catalog_require_setup(catalog);
 }

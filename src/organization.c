@@ -16,12 +16,12 @@
 #include "mb/pg_wchar.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 
 #include "caller.h"
 #include "cliniko.h"
 #include "clinisync.h"
 #include "compat.h"
+#include "identity.h"
 #include "organization.h"
 #include "run.h"
 #include "secret.h"
@@ -67,24 +67,19 @@ add_bytea(Parameters *parameters, bytea *value)
 	parameters->nulls[i] = ' ';
 }
 
-/*
- * Execute a statement as the tables' owner. Returns its rows' number. Settings
- * that a trigger changes are put back: they are no business of the caller's session.
- */
+/* Execute a statement as the tables' owner. Returns its rows' number. */
 static uint64
 execute_as_owner(const Catalog *catalog, const char *template, Parameters *parameters,
 				 bool read_only)
 {
-	CatalogIdentity caller;
-	int			nest_level = NewGUCNestLevel();
+	Identity	caller;
 	int			code;
 
-	catalog_become_owner(catalog, &caller);
+	identity_enter(catalog->owner, catalog, &caller);
 	code = SPI_execute_with_args(catalog_sql(catalog, template), parameters->count,
 								 parameters->types, parameters->values,
 								 parameters->nulls, read_only, 0);
-	catalog_become(&caller);
-	AtEOXact_GUC(false, nest_level);
+	identity_leave(&caller);
 	if (code < 0)
 		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));
 	return SPI_processed;

@@ -140,9 +140,13 @@ check_key_file(char **newval, void **extra, GucSource source)
 static bool
 check_org_claim(char **newval, void **extra, GucSource source)
 {
-	if ((*newval)[0] != '\0')
+	const char *path = *newval;
+
+	/* a path in braces has to end with one: a policy should not stumble over it */
+	if (path[0] != '\0' && (path[0] != '{' || path[strlen(path) - 1] == '}'))
 		return true;
-	GUC_check_errdetail("The name of a claim, such as org_id, is expected.");
+	GUC_check_errdetail("A claim such as org_id, a path such as app_metadata.org_id, or a path in braces "
+						"such as {https://clinic.example/org_id} is expected.");
 	return false;
 }
 
@@ -236,7 +240,8 @@ settings_define(void)
 							PGC_SUSET, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomStringVariable("clinisync.org_claim",
 							   "Where a token names the organization that its bearer may see.",
-							   "A claim, or a path to one: \"app_metadata.org_id\".",
+							   "A claim, or a path to one: \"app_metadata.org_id\". In braces where a name has "
+							   "dots of its own, as for the operator #>>: \"{https://clinic.example/org_id}\".",
 							   &clinisync_org_claim, "org_id",
 							   PGC_SUSET, 0, check_org_claim, NULL, NULL);
 	MarkGUCPrefixReserved("clinisync");

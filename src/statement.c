@@ -14,6 +14,7 @@
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 
+#include "identity.h"
 #include "statement.h"
 
 /* Which statements are still good: those that were prepared under this number. */
@@ -96,12 +97,12 @@ uint64
 statement_execute_as_owner(const Statement *statement, const Catalog *catalog, Datum *values,
 						   const char *nulls, bool read_only)
 {
-	CatalogIdentity caller;
+	Identity	caller;
 	uint64		rows;
 
-	catalog_become_owner(catalog, &caller);
+	identity_enter(catalog->owner, catalog, &caller);
 	rows = statement_execute(statement, values, nulls, read_only);
-	catalog_become(&caller);
+	identity_leave(&caller);
 	return rows;
 }
 

@@ -23,6 +23,7 @@
 
 #include "catalog.h"
 #include "clinisync.h"
+#include "identity.h"
 #include "statement.h"
 #include "transaction.h"
 
@@ -115,14 +116,14 @@ transaction(TransactionWork work, void *arg, bool farewell)
 	pqsignal(SIGINT, StatementCancelHandler);
 	PG_TRY();
 	{
-		CatalogIdentity worker;
+		Identity	worker;
 		Catalog		catalog;
 
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 		if (farewell && last_catalog.schema != NULL)
 			catalog = last_catalog;
-		else if (!catalog_find(&catalog) || catalog.missing)
+		else if (!catalog_find(&catalog) || catalog.state == CATALOG_INCOMPLETE)
 			result = TRANSACTION_UNINSTALLED;
 		else
 		{
@@ -134,7 +135,7 @@ transaction(TransactionWork work, void *arg, bool farewell)
 			AbortCurrentTransaction();
 		else
 		{
-			catalog_become_owner(&catalog, &worker);
+			identity_become(catalog.owner, &worker);
 			SPI_connect();
 			PushActiveSnapshot(GetTransactionSnapshot());
 			AfterTriggerSetState(&immediate);
@@ -142,7 +143,7 @@ transaction(TransactionWork work, void *arg, bool farewell)
 			PopActiveSnapshot();
 			SPI_finish();
 			CommitTransactionCommand();
-			catalog_become(&worker);
+			identity_resume(&worker);
 		}
 	}
 	PG_CATCH();

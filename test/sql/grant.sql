@@ -152,14 +152,27 @@ EXPLAIN (COSTS OFF) SELECT id, status FROM public.sync_logs ORDER BY id DESC LIM
 RESET enable_seqscan;
 RESET ROLE;
 
--- another claim, also within one, or one that is a URL
-SET LOCAL clinisync.org_claim = 'app_metadata.org_id';
-SET LOCAL request.jwt.claims = '{"org_id": "other", "app_metadata": {"org_id": "clinic"}}';
-SELECT cliniko_claimed_organization();
-SET LOCAL clinisync.org_claim = 'https://clinic.example/org_id';
-SET LOCAL request.jwt.claims = '{"org_id": "other", "https://clinic.example/org_id": "clinic"}';
-SELECT cliniko_claimed_organization();
+-- another claim, also within one, or one that is a URL: a path means the path, whatever claims have its dots in their names
+CREATE FUNCTION pg_temp.claimed(path text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	RESET ROLE;
+	PERFORM set_config('clinisync.org_claim', path, true);
+	SET LOCAL ROLE regress_clinisync_viewer;
+	RETURN concat_ws(' and ', coalesce(public.cliniko_claimed_organization(), 'nothing'),
+		jsonb_path_query_array(public.cliniko_list_organizations(), '$.organizations[*].organization_id'),
+		(SELECT count(*) FROM public.cliniko_organizations));
+EXCEPTION WHEN invalid_parameter_value THEN
+	RETURN SQLERRM;
+END
+$$;
+SET LOCAL request.jwt.claims = '{"org_id": "nobody", "app_metadata": {"org_id": "clinic"}, "app_metadata.org_id": "123",
+	"https://clinic.example/org_id": "other", "https://clinic": {"example/org_id": "123"}, "orgs": ["first", "clinic"]}';
+SELECT path, pg_temp.claimed(path)
+FROM unnest('{org_id,app_metadata.org_id,"{app_metadata,org_id}","{app_metadata.org_id}",https://clinic.example/org_id,
+	"{https://clinic.example/org_id}",orgs.1,app_metadata.nothing,"{app_metadata,org_id"}'::text[]) AS path;
+RESET ROLE;
 RESET clinisync.org_claim;
+DROP FUNCTION pg_temp.claimed;
 
 -- an admin sees every organisation, whatever its token says, and so does a table's owner
 SET LOCAL ROLE regress_clinisync_admin;

@@ -116,10 +116,11 @@ WHERE NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false);
 -- each says what it does
 SELECT proname FROM extension_function WHERE coalesce(obj_description(oid, 'pg_proc'), '') = '';
 
--- nothing but functions belongs to the extension, and all are named after it
-SELECT DISTINCT classid::regclass FROM pg_depend
-WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
-	AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'clinisync');
+-- little but functions belongs to the extension, and all are named after it
+SELECT pg_describe_object(classid, objid, objsubid) COLLATE "C" FROM pg_depend
+WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e' AND classid <> 'pg_proc'::regclass
+	AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'clinisync')
+ORDER BY 1;
 SELECT proname FROM extension_function WHERE proname !~ '^(cliniko|clinisync)_';
 
 -- the tables are described too

@@ -75,6 +75,7 @@ ORDER BY relname;
 SELECT count(*)
 FROM pg_depend
 WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e' AND classid = 'pg_class'::regclass
+	AND objid IN ('cliniko_organizations'::regclass, 'patients'::regclass, 'sync_logs'::regclass)
 	AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'clinisync');
 
 -- again: nothing to do

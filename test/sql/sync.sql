@@ -212,6 +212,7 @@ SELECT organization_id, status, metadata ->> 'error_type' FROM sync_logs ORDER B
 --
 DROP EXTENSION clinisync;
 DROP TABLE cliniko_organizations, patients, sync_logs;
+DROP FUNCTION cliniko_claimed_organization();
 SELECT pg_terminate_backend(pid, 60000)
 FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'clinisync worker';
 ALTER DATABASE :"DBNAME" RESET clinisync.contact_email;

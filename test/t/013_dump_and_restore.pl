@@ -209,7 +209,7 @@ is($restored->as_role('seer', { org_id => 'clinic' }, 'SELECT count(*) FROM pati
 	'dropped: who could read patients still can');
 is($restored->as_role('seer', { org_id => 'nobody' }, 'SELECT count(*) FROM patients'), 0,
 	q(dropped: and nobody else's));
-$restored->sql('CREATE EXTENSION clinisync');
+$restored->sql('CREATE EXTENSION clinisync; SELECT cliniko_setup()');
 is($restored->sync('clinic')->{metadata}{unchanged}, 123, 'created again: nothing to write');
 
 $db->finish;

@@ -415,8 +415,10 @@ sub looks_like
 	my $columns = join ', ', map { ($values{$_} // $_) . " AS $_" }
 	  qw(organization_id id operation_type status started_at completed_at records_processed
 	  records_success records_failed metadata error_details checkpoint updated_at);
+	my $guard = $kind eq 'VIEW' ? '' : q(; ALTER TABLE sync_logs ENABLE ROW LEVEL SECURITY;
+		CREATE POLICY cliniko_own_organization ON sync_logs USING (true));
 	return qq(SET ROLE keeper; ALTER TABLE sync_logs RENAME TO kept;
-			  CREATE $kind sync_logs AS SELECT $columns FROM kept);
+			  CREATE $kind sync_logs AS SELECT $columns FROM kept$guard);
 }
 my %walls = (
 	raising => [ sprintf($on_logs, q(RAISE 'no')), $no_trigger, qr/could not be stored: SQLSTATE P0001/ ],
@@ -442,6 +444,14 @@ my %walls = (
 	view => [
 		looks_like('VIEW', id => 'id + 1000', operation_type => 'NULL::text', metadata => 'NULL::jsonb'),
 		sprintf($as_it_was, 'VIEW'), qr/could not look for work: SQLSTATE PT409/
+	],
+	another_owner => [
+		'ALTER TABLE patients OWNER TO CURRENT_USER', 'ALTER TABLE patients OWNER TO keeper',
+		qr/could not look for work: SQLSTATE PT409/
+	],
+	unguarded => [
+		'ALTER TABLE patients DISABLE ROW LEVEL SECURITY', 'ALTER TABLE patients ENABLE ROW LEVEL SECURITY',
+		qr/could not look for work: SQLSTATE PT409/
 	]);
 my (%walled, %accounts);
 for my $name (sort keys %walls)

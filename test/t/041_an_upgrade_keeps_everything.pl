@@ -33,7 +33,7 @@ CREATE FUNCTION pg_temp.privileges(acl aclitem[]) RETURNS jsonb LANGUAGE sql
 SELECT jsonb_object_agg(object, facts)
 FROM (
 	SELECT 'extension', jsonb_build_array(e.extversion, e.extrelocatable, e.extnamespace::regnamespace,
-		e.extowner::regrole, e.extconfig, obj_description(e.oid, 'pg_extension'))
+		e.extowner::regrole, e.extconfig::regclass[], obj_description(e.oid, 'pg_extension'))
 	FROM pg_extension e WHERE e.extname = 'clinisync'
 	UNION ALL
 	SELECT 'member: ' || pg_describe_object(d.classid, d.objid, d.objsubid), 'true'
@@ -69,6 +69,10 @@ FROM (
 		p.polpermissive, p.polroles::regrole[], pg_get_expr(p.polqual, p.polrelid),
 		pg_get_expr(p.polwithcheck, p.polrelid), obj_description(p.oid, 'pg_policy'))
 	FROM pg_policy p
+	UNION ALL
+	SELECT 'event trigger: ' || t.evtname, jsonb_build_array(t.evtevent, t.evtowner::regrole, t.evtfoid::regprocedure,
+		t.evtenabled, t.evttags, obj_description(t.oid, 'pg_event_trigger'))
+	FROM pg_event_trigger t
 	UNION ALL
 	SELECT format('trigger: %s of %s', t.tgname, t.tgrelid::regclass), to_jsonb(pg_get_triggerdef(t.oid))
 	FROM pg_trigger t
@@ -125,12 +129,12 @@ my $version = $db->sql("SELECT extversion FROM $extension");
 $db->sql('SELECT cliniko_setup()');
 grant_levels($db);
 my $objects = catalogs($db);
-for my $kind (qw(extension member function relation column constraint policy))
+for my $kind (('extension', 'member', 'function', 'relation', 'column', 'constraint', 'policy', 'event trigger'))
 {
 	cmp_ok(scalar(grep { /^$kind\b/ } keys %$objects), '>=', 1, "fresh: kinds of objects: $kind");
 }
-is(join("\n", grep { /^member: (?!function )/ } sort keys %$objects), '',
-	'fresh: every member is a function, and so compared');
+is(join("\n", grep { /^member: (?!function |event trigger |table clinisync_owner$)/ } sort keys %$objects), '',
+	'fresh: every member is of a kind that is compared');
 
 for my $earlier (@versions)
 {
@@ -158,8 +162,7 @@ for my $earlier (@versions)
 
 	# when it is updated as the operators' guide says,
 	$old->sql('ALTER EXTENSION clinisync UPDATE');
-	$old->sql(q(SELECT cliniko_setup(relowner::regrole) FROM pg_class
-				 WHERE oid = 'cliniko_organizations'::regclass));
+	$old->sql('SELECT cliniko_setup()');
 
 	# then the run goes on where it was, in the same worker, and is completed,
 	is($old->sql("SELECT extversion FROM $extension"), $version, "$earlier: is updated");

@@ -41,16 +41,17 @@ my @operators = known($db, 'pg_operator', 'oprname',
 cmp_ok(scalar @functions, '>=', 60, 'functions are found');
 cmp_ok(scalar @operators, '>=', 15, 'operators are found');
 
-
-# Our own names are left out: what callers type is not what this is about.
+# Ours are for us alone: whoever takes one is refused.
+my @own = grep { /^clini(?:ko|sync)_/ } @functions;
 @functions = grep { !/^clini(?:ko|sync)_/ } @functions;
+cmp_ok(scalar @own, '>=', 30, 'functions of our own are found');
 
 my @types = qw(text name varchar oid int4 int8 jsonb timestamptz
   text[] name[] varchar[] oid[] int4[] int8[]);
 
 # Make the traps, as a role that may CREATE in the schema. Each says in the
-# server's log who has sprung it, unless a test's own statement has: behind that
-# there is no other in the context.
+# server's log who has sprung it, and in which statement where there is one: a
+# statement of the test's own would not mean what it says, either.
 sub make_traps
 {
 	my ($database) = @_;
@@ -95,14 +96,46 @@ sub make_traps
 			END LOOP;
 			RETURN made;
 		END \$make\$;
-		SELECT pg_temp.make_traps()) =~ s/trap_body\(([^()]+)\)/format('DECLARE context text; BEGIN
-			GET DIAGNOSTICS context = PG_CONTEXT;
-			IF pg_catalog.strpos(context, pg_catalog.chr(10)) OPERATOR(pg_catalog.>) 0 THEN
-				RAISE LOG ''trap %% sprung by %%'', %L, current_user;
-			END IF;
+		SELECT pg_temp.make_traps()) =~ s/trap_body\(([^()]+)\)/format('BEGIN
+			RAISE LOG ''trap %% sprung by %% in %%'', %L, current_user,
+				pg_catalog.translate(pg_catalog.current_query(), E''\\n\\t'', ''  '');
 			RETURN NULL; END', $1)/gr);
 
 	cmp_ok($made, '>=', 8000, $database->name . ': the traps are there');
+}
+
+# As that role, make functions of our own names. Answers how many were made, and
+# how many refused.
+sub take_our_names
+{
+	my ($database) = @_;
+	my ($names, $types) = map { join ',', map { "'$_'" } @$_ } \@own, \@types;
+	return split /\|/, $database->sql(qq(
+		SET ROLE neighbour;
+		CREATE FUNCTION pg_temp.take_our_names(OUT made int, OUT refused int) LANGUAGE plpgsql
+		SET search_path = pg_catalog, pg_temp AS \$take\$
+		DECLARE
+			types CONSTANT text[] = ARRAY[$types];
+			f text; a text;
+		BEGIN
+			made = 0; refused = 0;
+			FOREACH f IN ARRAY ARRAY[$names] LOOP
+				FOR a IN
+					SELECT '' UNION ALL SELECT t FROM unnest(types) t
+					UNION ALL SELECT t || ',' || u FROM unnest(types) t, unnest('{text,int4}'::text[]) u
+					UNION ALL SELECT t || ',' || t || ',' || t FROM unnest(types) t
+				LOOP
+					BEGIN
+						EXECUTE format('CREATE FUNCTION public.%I(%s) RETURNS text LANGUAGE sql RETURN NULL', f, a);
+						made = made + 1;
+					EXCEPTION
+						WHEN reserved_name THEN refused = refused + 1;
+						WHEN duplicate_function THEN /* it is ours itself */
+					END;
+				END LOOP;
+			END LOOP;
+		END \$take\$;
+		SELECT * FROM pg_temp.take_our_names()));
 }
 
 # What is made of the neighbour's objects by anything but another of them.
@@ -160,7 +193,7 @@ sub live
 	$database->sync_changes($org);
 	$account->mutate(remove => 4);
 	my $run = $database->sync($org);
-	is($run->{status}, 'completed', "$test: the last run is completed");
+	is($run->{status}, 'completed', "$test: the last run is completed") or diag(explain($run));
 	is($run->{metadata}{deleted}, 4, "$test: who is gone is marked");
 	call_everything($database, $org);
 }
@@ -192,6 +225,20 @@ $db->sql(
 my $before = $db->new_database('before', empty => 1);
 $before->sql('GRANT CREATE ON SCHEMA public TO neighbour, keeper');
 make_traps($before);
+# (the extension is not created beside functions of its own names)
+my ($made, $refused) = take_our_names($before);
+cmp_ok($made, '>=', 1500, 'before: our names can be taken');
+like($before->refusal('CREATE EXTENSION clinisync'),
+	qr/ERROR:  (?:42939: names that clinisync needs are taken|42723: function "\w+" already exists)/,
+	'before: the extension is not created beside them');
+$before->sql(
+	q(DO $$
+	  DECLARE drops text;
+	  BEGIN
+		SELECT pg_catalog.string_agg(pg_catalog.format('DROP FUNCTION %s', p.oid::pg_catalog.regprocedure), ';')
+		INTO drops FROM pg_catalog.pg_proc p WHERE p.proname OPERATOR(pg_catalog.~) '^(cliniko|clinisync)_';
+		EXECUTE drops;
+	  END $$));
 $before->sql('CREATE EXTENSION clinisync');
 $before->configure;
 prepare_roles($before);
@@ -204,6 +251,9 @@ my $after = $db->new_database('after');
 $after->sql('GRANT CREATE ON SCHEMA public TO neighbour, keeper');
 prepare_roles($after);
 make_traps($after);
+($made, $refused) = take_our_names($after);
+is($made, 0, 'after: none of our names can be taken');
+cmp_ok($refused, '>=', 1500, 'after: each was tried');
 live($after, 'late');
 has_sprung_none($after);
 

@@ -52,6 +52,9 @@ $db->sql(
 			FOR EACH ROW EXECUTE FUNCTION public.trap_trigger();
 		   CREATE TRIGGER trap_statement AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON public.$table
 			FOR EACH STATEMENT EXECUTE FUNCTION public.trap_trigger();
+		   CREATE CONSTRAINT TRIGGER trap_deferred AFTER INSERT OR UPDATE ON public.$table
+			DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.trap_trigger();
+		   CREATE RULE trap AS ON DELETE TO public.$table DO ALSO SELECT public.trap('rule');
 		   CREATE POLICY trap ON public.$table USING (public.trap('policy')) WITH CHECK (public.trap('policy'));
 		   CREATE POLICY trap_strictly ON public.$table AS RESTRICTIVE USING (public.trap('restrictive policy'));
 		   ALTER TABLE public.$table ADD CONSTRAINT trap CHECK (public.trap('constraint')),
@@ -78,12 +81,16 @@ my %calls = (
 		SELECT cliniko_connect('clinic', 'KEY-clinic-au1'); SELECT cliniko_sync_all_organizations();
 		SELECT cliniko_cancel_sync('clinic'); SELECT cliniko_connect('another', 'KEY-another-au1');
 		SELECT cliniko_disconnect('another');),
-	own => q(SELECT cliniko_rotate_key(); SELECT cliniko_adopt_keys();));
+	own => q(SELECT cliniko_rotate_key(); SELECT cliniko_adopt_keys();),
+	set_up => q(ALTER TABLE patients DROP COLUMN pronouns, DROP CONSTRAINT patients_org_cliniko_patient_unique;
+		ALTER TABLE sync_logs DROP CONSTRAINT sync_logs_status_check; DROP INDEX sync_logs_failed;
+		SELECT cliniko_setup(); SELECT cliniko_grant('viewer', 'admin'); SELECT cliniko_revoke('viewer');
+		SELECT cliniko_grant('viewer', 'viewer');));
 my %may = (
 	viewer => [qw(read)],
 	desk => [qw(read manage)],
 	boss => [qw(read manage administer)],
-	outsider => [qw(read manage administer own)]);
+	outsider => [qw(read manage administer own set_up)]);
 my $settings = q(SELECT string_agg(name || '=' || setting, ',' ORDER BY name) FROM pg_settings
 	 WHERE name <> 'role' AND name !~ '^(clinisync|plpgsql)[.]'
 	UNION ALL SELECT current_setting('request.jwt.claims'););
@@ -125,6 +132,12 @@ for my $table (@tables)
 	{
 		like($db->refusal("SET ROLE outsider; $call"),
 			qr/ERROR:  PT409: public\.$table is not a table\nDETAIL:  SETUP_REQUIRED/,
+			"a view in the place of $table: $call");
+	}
+	for my $call (q(cliniko_setup()), q(cliniko_setup('keeper')), q(cliniko_grant('viewer', 'viewer')))
+	{
+		like($db->refusal("SET ROLE outsider; SELECT $call"),
+			qr/ERROR:  55000: the existing tables cannot be adopted\nDETAIL:  $table is not a table/,
 			"a view in the place of $table: $call");
 	}
 	is(runners($from), '', "a view in the place of $table: it is not read");

@@ -260,21 +260,27 @@ sub start_all
 
 # Wait until no run of these organisations is under way, by looking at the
 # table: cliniko_sync_logs() would start a worker where one is missing, which
-# must not be what makes a test pass.
+# must not be what makes a test pass. The operators are PostgreSQL's own, also
+# where the columns are varchar and somebody has made others for that.
 sub wait_for_runs
 {
 	my ($self, @orgs) = @_;
 	my $list = join ', ', map { "'$_'" } @orgs;
 	$self->wait_until(
-		"SELECT count(*) = 0 FROM sync_logs
-		  WHERE status = 'running' AND organization_id IN ($list)");
+		"SELECT NOT EXISTS (SELECT FROM sync_logs
+		  WHERE status OPERATOR(pg_catalog.=) 'running'
+			AND organization_id OPERATOR(pg_catalog.=) ANY (ARRAY[$list]))");
 }
 
-# The newest run of an organisation, as front ends see it.
+# The newest run of an organisation, as front ends see it. A failed test's log
+# has what was read.
 sub newest_run
 {
 	my ($self, $org) = @_;
-	return $self->call("cliniko_sync_logs('$org', 1)")->{logs}[0];
+	my $run = $self->call("cliniko_sync_logs('$org', 1)")->{logs}[0];
+
+	note($self->name . ': ' . encode_utf8($json->encode($run)));
+	return $run;
 }
 
 # Run a sync to its end; answers the run.
@@ -282,8 +288,7 @@ sub sync
 {
 	my ($self, $org) = @_;
 	$self->start($org);
-	$self->wait_for_runs($org);
-	return $self->newest_run($org);
+	return $self->ended_run($org);
 }
 
 # Run a sync of what changed to its end; answers the run.
@@ -291,8 +296,19 @@ sub sync_changes
 {
 	my ($self, $org) = @_;
 	$self->start_changes($org);
+	return $self->ended_run($org);
+}
+
+# The newest run of an organisation, once it has ended.
+sub ended_run
+{
+	my ($self, $org) = @_;
 	$self->wait_for_runs($org);
-	return $self->newest_run($org);
+	my $run = $self->newest_run($org);
+
+	die "nothing was waited for: the run of $org is running\n"
+	  if $run && $run->{status} eq 'running';
+	return $run;
 }
 
 # How many workers this database has.
@@ -336,7 +352,8 @@ sub terminate_worker
 sub stored
 {
 	my ($self, $org) = @_;
-	return $self->sql("SELECT count(*) FROM patients WHERE organization_id = '$org'");
+	return $self->sql(
+		"SELECT count(*) FROM patients WHERE organization_id OPERATOR(pg_catalog.=) '$org'");
 }
 
 # Every row of an organisation, by the patient's id in Cliniko. Ids are
@@ -348,7 +365,7 @@ sub rows
 	my $rows = $self->sql(
 		"SET timezone = 'UTC';
 		 SELECT to_jsonb(p) || jsonb_build_object($ids)
-		   FROM patients p WHERE organization_id = '$org'");
+		   FROM patients p WHERE organization_id OPERATOR(pg_catalog.=) '$org'");
 	return { map { $_->{cliniko_patient_id} => $_ } map { decode_json($_) } split /\n/, $rows };
 }
 
