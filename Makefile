@@ -28,6 +28,7 @@ OBJS = \
 	src/organization.o \
 	src/report.o \
 	src/connection.o \
+	src/budget.o \
 	src/sync.o \
 	src/attendance.o \
 	src/worker.o \

@@ -4,7 +4,7 @@
 import { randomBytes } from 'node:crypto';
 import { Agent, get } from 'node:http';
 import { issueToken } from '../http/token.mjs';
-import { startRestApi } from '../test/http/stack.mjs';
+import { setUpDatabase, startRestApi } from '../test/http/stack.mjs';
 import {
   DATABASE,
   EMPTY,
@@ -176,11 +176,10 @@ export async function measureWatching(simulator) {
   await openClinic(simulator, 'watched', WATCHED);
   const jwtSecret = randomBytes(32).toString('hex');
   await psql(DATABASE, [
-    'CREATE ROLE bench_authenticator LOGIN NOINHERIT',
     'CREATE ROLE bench_viewer',
-    'GRANT bench_viewer TO bench_authenticator',
     `SELECT cliniko_grant('bench_viewer', 'viewer')`,
   ]);
+  await setUpDatabase(DATABASE, 'bench_authenticator', ['bench_viewer']);
   const api = await startRestApi({ database: DATABASE, role: 'bench_authenticator', jwtSecret, unlimited: true });
   const token = await issueToken(jwtSecret, { role: 'bench_viewer', org: 'watched' });
   const url = `${api.url}/api/v1/cliniko/sync-logs/watched?limit=1`;

@@ -3,6 +3,7 @@
 // organization it may see. Meant for trying things out and for scripts; users of an application get
 // theirs from whatever signs them in.
 
+import { randomUUID } from 'node:crypto';
 import { realpathSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
@@ -17,22 +18,28 @@ Prints a token for the REST API.
   --role ROLE         the database role, which cliniko_grant() has made a viewer, manager or admin
   --org ID            the organization that a viewer or manager may see
   --claim PATH        where the token names it: as clinisync.org_claim has it (default: org_id)
-  --expires TIME      after what time it is no longer good: 15m, 1h, 30d (default: 1h)
+  --sub NAME          whom it is for, which the panel shows
+  --audience NAME     the service that it is for: jwt-aud in postgrest.conf (default: clinisync)
+  --expires TIME      after what time it is no longer good: 15m, 1h, 24h (default: 1h)
   --help              show this`;
 const SHORTEST_SECRET = 32;
 
-/** A claim at a path such as app_metadata.org_id. */
+/** A claim at a path such as app_metadata.org_id, or {https://clinic.example/org_id} where a name has dots. */
 function nest(path, value) {
-  return path.split('.').reduceRight((inner, name) => ({ [name]: inner }), value);
+  const names = path.startsWith('{') ? path.slice(1, -1).split(',') : path.split('.');
+  return names.reduceRight((inner, name) => ({ [name]: inner }), value);
 }
 
 /**
- * A signed token. secret: text; role: a database role; org: an organization's id, or none; claim: where
- * it goes, dots leading inwards; expires: a span such as '1h', or a Date.
+ * A signed token. secret: text; role: a database role; org: an organization's id, or none; claim: where it
+ * goes, dots leading inwards; sub: whom the token is for, or none; audience: which service; expires: a span
+ * such as '1h', or a Date. No two tokens are alike, since requests are counted by token.
  */
-export async function issueToken(secret, { role, org, claim = 'org_id', expires = '1h' }) {
-  return new SignJWT({ role, ...(org === undefined ? {} : nest(claim, org)) })
+export async function issueToken(secret, { role, org, claim = 'org_id', sub, audience = 'clinisync', expires = '1h' }) {
+  return new SignJWT({ role, sub, ...(org === undefined ? {} : nest(claim, org)) })
     .setProtectedHeader({ alg: 'HS256', typ: 'JWT' })
+    .setJti(randomUUID())
+    .setAudience(audience)
     .setIssuedAt()
     .setExpirationTime(expires)
     .sign(new TextEncoder().encode(secret));
@@ -41,7 +48,7 @@ export async function issueToken(secret, { role, org, claim = 'org_id', expires 
 function readArguments() {
   const text = { type: 'string' };
   const { values } = parseArgs({
-    options: { 'secret-file': text, role: text, org: text, claim: text, expires: text, help: { type: 'boolean' } },
+    options: { 'secret-file': text, role: text, org: text, claim: text, audience: text, sub: text, expires: text, help: { type: 'boolean' } },
   });
   if (values.help) return { help: true };
   for (const name of ['secret-file', 'role']) {

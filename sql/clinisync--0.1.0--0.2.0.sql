@@ -625,6 +625,9 @@ LANGUAGE c STABLE
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
 
+COMMENT ON FUNCTION @extschema@.cliniko_active_patients(text, int, int, text, timestamptz) IS
+'The patients of an organisation that are neither archived nor deleted, in the order of their Cliniko ids. max_rows: 1 to 500; skip_rows: how many to pass over; search: part of a name or an e-mail address, in any case; last_synced_after: only those whose content changed here since. Answers {patients, pagination: {total (of a search: 10000 or more: so many or more), limit, offset, has_next}}; Cliniko''s ids are strings. Raises PT400 INVALID_ARGUMENT, PT404.';
+
 CREATE OR REPLACE FUNCTION @extschema@.cliniko_sync_all_organizations(only_changes boolean DEFAULT false)
 RETURNS SETOF jsonb
 LANGUAGE c

@@ -867,7 +867,7 @@ SET enable_seqscan = off
 SET jit = off
 AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION @extschema@.cliniko_active_patients(text, int, int, text, timestamptz) IS
-'The patients of an organisation that are neither archived nor deleted, in the order of their Cliniko ids. max_rows: 1 to 500; skip_rows: how many to pass over; search: part of a name or an e-mail address, in any case; last_synced_after: only those whose content changed here since. Answers {patients, pagination: {total, limit, offset, has_next}}; Cliniko''s ids are strings. Raises PT400 INVALID_ARGUMENT, PT404.';
+'The patients of an organisation that are neither archived nor deleted, in the order of their Cliniko ids. max_rows: 1 to 500; skip_rows: how many to pass over; search: part of a name or an e-mail address, in any case; last_synced_after: only those whose content changed here since. Answers {patients, pagination: {total (of a search: 10000 or more: so many or more), limit, offset, has_next}}; Cliniko''s ids are strings. Raises PT400 INVALID_ARGUMENT, PT404.';
 
 /*
  * For psql and pg_cron

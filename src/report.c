@@ -22,7 +22,7 @@
 #include "run.h"
 #include "statement.h"
 
-/* How many logs are counted at most: front ends poll, and histories grow. */
+/* How many logs, or patients that match, are counted at most: front ends poll, and histories grow. */
 #define MOST_COUNTED "10000"
 /* How many organizations are listed at most. */
 #define MAX_ORGANIZATIONS "1000"
@@ -318,11 +318,72 @@ search_pattern(const char *search)
 	return pattern.data;
 }
 
+#define STORED_PATIENTS \
+	"@schema@.patients" \
+	"         WHERE organization_id = $1" \
+	"           AND cliniko_patient_id IS NOT NULL"
+#define ACTIVE_PATIENTS \
+	STORED_PATIENTS \
+	"           AND archived_at IS NULL" \
+	"           AND deleted_at IS NULL"
+
+/* What callers read of a patient. */
+#define PATIENT \
+	"jsonb_build_object(" \
+	"    'id', id," \
+	"    'cliniko_patient_id', cliniko_patient_id::text," \
+	"    'first_name', first_name," \
+	"    'last_name', last_name," \
+	"    'email', email," \
+	"    'phone', phone," \
+	"    'date_of_birth', date_of_birth," \
+	"    'last_synced', " UTC("last_synced_at") "," \
+	"    'sync_status', 'success')"
+
+/* A page of patients, of so many; both are aggregates. */
+#define PAGE(patients, total) \
+	"SELECT jsonb_build_object(" \
+	"           'patients', coalesce(" patients ", '[]')," \
+	"           'pagination', jsonb_build_object(" \
+	"               'total', " total "," \
+	"               'limit', $2," \
+	"               'offset', $3," \
+	"               'has_next', " total " > $3::bigint + $2))"
+
+/* All of them are counted, for which indexes are enough: one has those that are not active. */
+static const char all_patients[] =
+	"WITH counted AS ("
+	"    SELECT (SELECT count(*) FROM " STORED_PATIENTS ")"
+	"         - (SELECT count(*) FROM " STORED_PATIENTS
+	"               AND (archived_at IS NOT NULL OR deleted_at IS NOT NULL)) AS total) "
+	PAGE("jsonb_agg(" PATIENT " ORDER BY cliniko_patient_id)", "(SELECT total FROM counted)")
+	"  FROM (SELECT *"
+	"          FROM " ACTIVE_PATIENTS
+	"         ORDER BY cliniko_patient_id LIMIT $2 OFFSET $3) AS shown";
+
+/*
+ * Those that match are found by looking at one patient after the other: once for the
+ * page and the count, and no further than to where both are known.
+ */
+static const char matching_patients[] =
+	PAGE("jsonb_agg(" PATIENT " ORDER BY place) FILTER (WHERE place > $3 AND place <= $3::bigint + $2)",
+		 "count(*)")
+	"  FROM (SELECT *, row_number() OVER (ORDER BY cliniko_patient_id) AS place"
+	"          FROM " ACTIVE_PATIENTS
+	"           AND ($4 IS NULL OR first_name ILIKE $4 OR last_name ILIKE $4"
+	"                OR preferred_first_name ILIKE $4 OR email ILIKE $4"
+	"                OR concat_ws(' ', first_name, last_name) ILIKE $4)"
+	"           AND ($5 IS NULL OR last_synced_at > $5)) AS matching"
+	" WHERE place <= greatest(" MOST_COUNTED ", $3::bigint + $2 + 1)";
+
 /* List patients that are neither archived nor deleted, by their ids in Cliniko. */
 Datum
 report_active_patients(const Catalog *catalog, const char *org, const PatientFilter *filter)
 {
-	static Statement statement;
+	static Statement list_all;
+	static Statement list_matching;
+	bool		all = filter->search == NULL && filter->last_synced_after == NULL;
+	Statement  *statement = all ? &list_all : &list_matching;
 	Oid			types[] = {TEXTOID, INT4OID, INT4OID, TEXTOID, TIMESTAMPTZOID};
 	char		nulls[] = "     ";
 	Datum		values[] = {
@@ -334,40 +395,8 @@ report_active_patients(const Catalog *catalog, const char *org, const PatientFil
 	};
 
 	nulls[4] = filter->last_synced_after ? ' ' : 'n';
-	statement_prepare(&statement, catalog,
-					  "WITH matching AS NOT MATERIALIZED ("
-					  "    SELECT p.*"
-					  "      FROM @schema@.patients p"
-					  "     WHERE organization_id = $1"
-					  "       AND cliniko_patient_id IS NOT NULL"
-					  "       AND archived_at IS NULL"
-					  "       AND deleted_at IS NULL"
-					  "       AND ($4 IS NULL OR first_name ILIKE $4 OR last_name ILIKE $4"
-					  "            OR preferred_first_name ILIKE $4 OR email ILIKE $4"
-					  "            OR concat_ws(' ', first_name, last_name) ILIKE $4)"
-					  "       AND ($5 IS NULL OR last_synced_at > $5)),"
-					  " shown AS ("
-					  "    SELECT * FROM matching"
-					  "     ORDER BY cliniko_patient_id LIMIT $2 OFFSET $3),"
-					  " counted AS (SELECT count(*) AS total FROM matching)"
-					  " SELECT jsonb_build_object("
-					  "            'patients', coalesce((SELECT jsonb_agg(jsonb_build_object("
-					  "                'id', id,"
-					  "                'cliniko_patient_id', cliniko_patient_id::text,"
-					  "                'first_name', first_name,"
-					  "                'last_name', last_name,"
-					  "                'email', email,"
-					  "                'phone', phone,"
-					  "                'date_of_birth', date_of_birth,"
-					  "                'last_synced', " UTC("last_synced_at") ","
-					  "                'sync_status', 'success'"
-					  "            ) ORDER BY cliniko_patient_id) FROM shown), '[]'),"
-					  "            'pagination', jsonb_build_object("
-					  "                'total', counted.total,"
-					  "                'limit', $2,"
-					  "                'offset', $3,"
-					  "                'has_next', counted.total > $3::bigint + $2))"
-					  "   FROM counted", lengthof(types), types);
-	statement_execute_as_owner(&statement, catalog, values, nulls, true);
+	statement_prepare(statement, catalog, all ? all_patients : matching_patients,
+					  lengthof(types), types);
+	statement_execute_as_owner(statement, catalog, values, nulls, true);
 	return take_answer();
 }

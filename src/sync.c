@@ -38,6 +38,7 @@
 #include "utils/timestamp.h"
 
 #include "batch.h"
+#include "budget.h"
 #include "cliniko.h"
 #include "clinisync.h"
 #include "enumeration.h"
@@ -54,8 +55,6 @@
 #define LONGEST_STORE_BACKOFF_MS 30000
 /* A pause of our own making that is worth showing as "waiting". */
 #define VISIBLE_PAUSE_MS 1000
-
-#define MINUTE_US (60 * USECS_PER_SEC)
 
 /* What is known of the account that the key belongs to. */
 typedef enum AccountCheck
@@ -103,9 +102,7 @@ struct Sync
 	bool		ended;			/* nothing is left to do */
 	bool		abandoned;		/* it ended, but its row may not say so */
 
-	TimestampTz *sent;			/* when the last requests left, as a ring */
-	int			sent_size;		/* requests allowed in a minute; 0: no limit */
-	int			sent_next;
+	Budget	   *budget;			/* the clinic's; NULL: no limit */
 };
 
 /* Take a request out of those under way. The caller releases its transfer. */
@@ -245,6 +242,31 @@ save_progress(Sync *sync)
 	return conclude(sync, result);
 }
 
+/* Nothing is being done until a moment: say so, and why, unless that was said. */
+static void
+show_waiting(Sync *sync, TimestampTz until, const char *reason)
+{
+	Run		   *run = sync->run;
+
+	if (sync->list.ntaken > 0 || sync->nrequests > 0 ||
+		(run->step == RUN_WAITING && run->waiting_until == until))
+		return;
+	run->step = RUN_WAITING;
+	run->waiting_until = until;
+	run->waiting_for = reason;
+	(void) save_progress(sync);
+}
+
+/* Show the wait that the limit of our own demands, unless it is too short to be seen. */
+static void
+show_budget(Sync *sync, TimestampTz now)
+{
+	TimestampTz allowed = budget_allows_at(sync->budget);
+
+	if (allowed - now >= VISIBLE_PAUSE_MS * 1000)
+		show_waiting(sync, allowed, "the limit of clinisync.requests_per_minute");
+}
+
 /* Find out what would keep the run from beginning. */
 static void
 check_prerequisites(Sync *sync)
@@ -282,14 +304,15 @@ sync_begin(MemoryContext parent, const StoreRunKey *key, Transport *transport,
 	sync->fetched = sync->list.cursor.part == CLINIKO_MISSING;
 	sync->most_requests = clinisync_requests_in_flight;
 	sync->progress_at = run->began_at = GetCurrentTimestamp();
-	sync->sent_size = clinisync_requests_per_minute;
-	if (sync->sent_size > 0)
-		sync->sent = palloc0(sizeof(TimestampTz) * sync->sent_size);
+	sync->budget = budget_open(run->organization_id, clinisync_requests_per_minute);
 	run->step = RUN_CONNECTING;
 	check_prerequisites(sync);
 	MemoryContextSwitchTo(old_context);
 	if (!ending(sync))
 		(void) save_progress(sync);
+	/* the run before may have used up what there is; until then it is not our turn */
+	if (!ending(sync))
+		show_budget(sync, GetCurrentTimestamp());
 	return sync;
 }
 
@@ -298,6 +321,7 @@ sync_free(Sync *sync)
 {
 	enumeration_drop(&sync->list);
 	stop_fetching(sync);
+	budget_close(sync->budget);
 	run_free(sync->run);
 }
 
@@ -334,30 +358,6 @@ sync_break_off(Sync *sync)
 /*
  * Fetching
  */
-
-/* When the limit of our own lets the next request leave. */
-static TimestampTz
-allowed_at(const Sync *sync)
-{
-	TimestampTz oldest = sync->sent_size > 0 ? sync->sent[sync->sent_next] : 0;
-
-	return oldest > 0 ? oldest + MINUTE_US : 0;
-}
-
-/* Nothing is being done until a moment: say so, and why, unless that was said. */
-static void
-show_waiting(Sync *sync, TimestampTz until, const char *reason)
-{
-	Run		   *run = sync->run;
-
-	if (sync->list.ntaken > 0 || sync->nrequests > 0 ||
-		(run->step == RUN_WAITING && run->waiting_until == until))
-		return;
-	run->step = RUN_WAITING;
-	run->waiting_until = until;
-	run->waiting_for = reason;
-	(void) save_progress(sync);
-}
 
 /* Whether there is something to ask for, if it may be done at this time. */
 static bool
@@ -398,24 +398,18 @@ send_requests(Sync *sync)
 	while (!sync->ended && !ending(sync) && has_to_ask(sync))
 	{
 		TimestampTz now = GetCurrentTimestamp();
-		TimestampTz allowed = allowed_at(sync);
 
 		if (now < sync->ask_at)
 		{
 			show_waiting(sync, sync->ask_at, sync->ask_for);
 			return;
 		}
-		if (now < allowed)
+		if (now < budget_allows_at(sync->budget))
 		{
-			if (allowed - now >= VISIBLE_PAUSE_MS * 1000)
-				show_waiting(sync, allowed, "the limit of clinisync.requests_per_minute");
+			show_budget(sync, now);
 			return;
 		}
-		if (sync->sent_size > 0)
-		{
-			sync->sent[sync->sent_next] = now;
-			sync->sent_next = (sync->sent_next + 1) % sync->sent_size;
-		}
+		budget_spend(sync->budget, now);
 		send_request(sync);
 	}
 }
@@ -805,5 +799,5 @@ sync_due(const Sync *sync)
 		if (can_take(sync, &sync->requests[i]))
 			return 0;
 	}
-	return has_to_ask(sync) ? Min(due, Max(sync->ask_at, allowed_at(sync))) : due;
+	return has_to_ask(sync) ? Min(due, Max(sync->ask_at, budget_allows_at(sync->budget))) : due;
 }

@@ -64,6 +64,7 @@
 #include "utils/timestamp.h"
 
 #include "attendance.h"
+#include "budget.h"
 #include "clinisync.h"
 #include "compat.h"
 #include "store.h"
@@ -595,11 +596,13 @@ advance_syncs(Worker *worker)
 	}
 }
 
-/* How long this worker stays without work, in milliseconds. */
-static int
-idle_timeout(const Worker *worker)
+/* Until when this worker stays without work: it also remembers what requests were sent. */
+static TimestampTz
+stays_until(const Worker *worker)
 {
-	return worker->only_looks ? 0 : clinisync_idle_timeout;
+	int			timeout_ms = worker->only_looks ? 0 : clinisync_idle_timeout;
+
+	return Max(TimestampTzPlusMilliseconds(worker->idle_since, timeout_ms), budget_void_at());
 }
 
 /* How long the worker may wait, in milliseconds, for anything but an event. */
@@ -613,7 +616,7 @@ pause_ms(const Worker *worker)
 	for (int i = 0; i < worker->nsyncs; i++)
 		due = Min(due, sync_due(worker->syncs[i]));
 	if (worker->idle_since)
-		due = Min(due, TimestampTzPlusMilliseconds(worker->idle_since, idle_timeout(worker)));
+		due = Min(due, stays_until(worker));
 	if (due == DT_NOEND)
 		return -1;
 	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due);
@@ -636,7 +639,7 @@ retire(Worker *worker)
 	return false;
 }
 
-/* Work until there has been none for clinisync.idle_timeout. */
+/* Work until there has been none for as long as the worker stays. */
 static void
 work(Worker *worker)
 {
@@ -665,8 +668,7 @@ work(Worker *worker)
 			worker->idle_since = 0;
 		else if (worker->idle_since == 0)
 			worker->idle_since = GetCurrentTimestamp();
-		else if (TimestampDifferenceExceeds(worker->idle_since, GetCurrentTimestamp(),
-											idle_timeout(worker)))
+		else if (stays_until(worker) <= GetCurrentTimestamp())
 		{
 			if (retire(worker))
 				return;

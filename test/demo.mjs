@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { issueToken } from '../http/token.mjs';
 import { startSimulator } from './cliniko/cliniko.mjs';
-import { startRestApi } from './http/stack.mjs';
+import { setUpDatabase, startRestApi } from './http/stack.mjs';
 
 const DATABASE = 'my_clinic';
 const ORGANIZATION = 'my-clinic';
@@ -230,12 +230,11 @@ async function connectOthers(simulator, database) {
  */
 async function serveRestApi(database) {
   const jwtSecret = randomBytes(32).toString('hex');
-  await database.run(`CREATE ROLE ${LOGIN} LOGIN NOINHERIT`);
   for (const [role, level] of [[ROLE, 'manager'], [ADMIN, 'admin']]) {
     await database.run(`CREATE ROLE ${role}`);
-    await database.run(`GRANT ${role} TO ${LOGIN}`);
     await database.ask(`SELECT cliniko_grant('${role}', '${level}')`);
   }
+  await setUpDatabase(DATABASE, LOGIN, [ROLE, ADMIN]);
   const api = await startRestApi({ database: DATABASE, role: LOGIN, jwtSecret, panel: PANEL });
   const token = await issueToken(jwtSecret, { role: ROLE, org: ORGANIZATION, expires: TOKEN_LIFE });
   const adminToken = await issueToken(jwtSecret, { role: ADMIN, expires: TOKEN_LIFE });

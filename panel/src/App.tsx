@@ -3,6 +3,7 @@ import { createClient, type Client, type Organization } from './api';
 import { ClinicChooser, nameOf } from './components/ClinicChooser';
 import { Dashboard } from './components/Dashboard';
 import { Notice } from './components/Notice';
+import { ReplaceSession } from './components/ReplaceSession';
 import { SignIn } from './components/SignIn';
 import { describeError, type Problem } from './runs';
 import type { Session } from './session';
@@ -88,10 +89,18 @@ function Clinics({ client, onSignedOut }: { client: Client; onSignedOut: () => v
 
 export function App({ session }: { session: Session }) {
   const token = useSyncExternalStore(session.subscribe, session.token);
+  const offered = useSyncExternalStore(session.subscribe, session.offered);
   const wasSignedIn = useRef(token !== null);
   if (token !== null) wasSignedIn.current = true;
   // A new token is a new client, so that nothing of the last one's is shown to whoever comes next.
   const client = useMemo(() => (token === null ? null : createClient({ token: session.token })), [token, session]);
   if (client === null) return <SignIn ended={wasSignedIn.current} onToken={(entered) => session.begin(entered)} />;
-  return <Clinics key={token} client={client} onSignedOut={session.end} />;
+  return (
+    <>
+      <Clinics key={token} client={client} onSignedOut={session.end} />
+      {offered !== null && (
+        <ReplaceSession key={offered} offered={offered} onAgree={() => session.begin(offered)} onDecline={session.decline} />
+      )}
+    </>
+  );
 }

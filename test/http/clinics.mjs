@@ -13,7 +13,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { startSimulator } from '../cliniko/cliniko.mjs';
 import { issueToken } from '../../http/token.mjs';
-import { startRestApi } from './stack.mjs';
+import { setUpDatabase, startRestApi } from './stack.mjs';
 
 const LEVELS = ['viewer', 'manager', 'admin'];
 // Where that passes, something is wrong, and not slow.
@@ -79,12 +79,13 @@ class Clinics {
     return this.control('POST', `accounts/${this.key(org)}/gates/${request}/open`);
   }
 
-  /** Locks a table against writing, in a session that lasts until the function that it answers is called. */
-  async lock(table) {
+  /** Locks a table against writing, or in another mode, in a session that lasts until the function that it answers is called. */
+  async lock(table, mode = 'EXCLUSIVE') {
     const session = spawn('psql', ['-XqAt', '-v', 'ON_ERROR_STOP=1', '-d', this.name], { stdio: ['pipe', 'pipe', 'inherit'] });
-    session.stdin.write(`BEGIN; LOCK TABLE ${table} IN EXCLUSIVE MODE; SELECT 'locked';\n`);
+    session.stdin.write(`BEGIN; LOCK TABLE ${table} IN ${mode} MODE; SELECT 'locked';\n`);
     await once(session.stdout, 'data');
     return async () => {
+      if (session.exitCode !== null) return;
       session.stdin.end();
       await once(session, 'close');
     };
@@ -118,13 +119,12 @@ class Clinics {
       ALTER DATABASE ${this.name} SET clinisync.request_timeout = '10min';
       -- so that a test knows which request is which
       ALTER DATABASE ${this.name} SET clinisync.requests_in_flight = 1;
-      CREATE EXTENSION clinisync;
-      CREATE ROLE ${this.role('authenticator')} LOGIN NOINHERIT;`);
+      CREATE EXTENSION clinisync;`);
     for (const level of LEVELS)
       await this.sql(`
         CREATE ROLE ${this.role(level)};
-        GRANT ${this.role(level)} TO ${this.role('authenticator')};
         SELECT cliniko_grant('${this.role(level)}', '${level}');`);
+    await setUpDatabase(this.name, this.role('authenticator'), LEVELS.map((level) => this.role(level)));
     for (const [org, account] of Object.entries(clinics)) await this.addClinic(org, account);
     this.api = await this.startAnotherApi({ unlimited, panel });
   }

@@ -139,18 +139,17 @@ test('headers that PostgREST listens to do not reach it', async () => {
   }
 });
 
-test('a body is ignored', async () => {
+test('a body is refused, and an empty one is none', async () => {
   const token = await db.token('manager', 'mine');
-  for (const [type, body] of [
-    ['application/json', '{"org": "theirs"}'],
-    ['application/x-www-form-urlencoded', 'org=theirs'],
-    ['application/json', 'not JSON'],
-    ['application/json', ''],
+  for (const [type, body, status] of [
+    ['application/json', '{"org": "theirs"}', 413],
+    ['application/x-www-form-urlencoded', 'org=theirs', 413],
+    ['application/json', '', 200],
   ]) {
-    const { json } = await call(db.api.url, 'POST', '/api/v1/cliniko/sync-all/mine', {
+    const answer = await call(db.api.url, 'POST', '/api/v1/cliniko/sync-all/mine', {
       token, body, headers: { 'content-type': type },
     });
-    assert.equal(json.organization_id, 'mine');
+    assert.equal(answer.status, status, body);
   }
   await db.untilDone('mine');
   state = await everything();

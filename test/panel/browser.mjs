@@ -85,6 +85,11 @@ export async function openPanel(name, options) {
   return new Panel(db, await launchBrowser());
 }
 
+/** Follows a link to the panel, with a token in it, in a page that has the panel already. */
+export async function follow(page, token) {
+  await page.evaluate((fragment) => (location.hash = fragment), `#token=${token}`);
+}
+
 /** Waits until a locator shows a text, or a text like this. */
 export async function shows(locator, text) {
   await locator.filter({ hasText: text }).first().waitFor();

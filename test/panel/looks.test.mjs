@@ -6,7 +6,7 @@ import { mkdir, readFile, readdir } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { button, card, openPanel, shows } from './browser.mjs';
+import { button, card, follow, openPanel, shows } from './browser.mjs';
 
 const require = createRequire(new URL('../../panel/package.json', import.meta.url));
 const AXE = await readFile(require.resolve('axe-core/axe.min.js'), 'utf8');
@@ -65,6 +65,14 @@ const VIEWS = {
     there: async (page) => {
       await page.getByLabel('Clinic').selectOption('done');
       await shows(card(page, 'Active patients'), '1 to 25 of 600');
+    },
+  },
+  'replace-session': {
+    org: 'done',
+    there: async (page) => {
+      await shows(card(page, 'Active patients'), '1 to 25 of 600');
+      await follow(page, await panel.db.token('manager', 'fresh', { sub: 'somebody.with.a.long.name@clinic.example' }));
+      await shows(page.getByRole('dialog'), 'Sign in as somebody.with.a.long.name@clinic.example instead?');
     },
   },
   'sign-in': { token: 'none', there: (page) => shows(page.getByRole('heading'), 'Your session has ended') },

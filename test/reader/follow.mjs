@@ -353,11 +353,15 @@ async function restApi(terminal, page) {
   await type(terminal, ['cd http', 'psql app']);
   await follow(terminal, page, readSection(`${ROOT}http/README.md`, 'Set it up'), [
     {
-      begins: 'CREATE ROLE authenticator',
+      begins: '\\i setup.sql',
       check: async () => {
         await promise('the login role may do nothing itself', () => {
           assert.equal(query("SELECT rolsuper OR rolinherit FROM pg_roles WHERE rolname = 'authenticator'"), 'f');
           assert.equal(query("SELECT has_table_privilege('authenticator', 'patients', 'SELECT')"), 'f');
+        });
+        await promise('the login role has a bound of connections and of time', () => {
+          assert.equal(query("SELECT rolconnlimit FROM pg_roles WHERE rolname = 'authenticator'"), '25');
+          assert.match(query("SELECT rolconfig FROM pg_roles WHERE rolname = 'authenticator'"), /statement_timeout=15s/);
         });
         await type(terminal, ['\\q']);
       },

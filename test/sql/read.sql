@@ -268,6 +268,16 @@ SELECT pg_temp.patients(cliniko_active_patients('clinic', 50, 0, 'ada', '2026-01
 SELECT max_rows, skip_rows, pg_temp.attempt(format('SELECT cliniko_active_patients(%L, %L, %L)', 'clinic', max_rows, skip_rows))
 FROM (VALUES (0, 0), (-1, 0), (501, 0), (NULL, 0), (50, -1), (50, NULL)) AS pages (max_rows, skip_rows);
 
+-- a list is counted to its end, a search no further than to 10000, or to what follows the page
+INSERT INTO patients (organization_id, cliniko_patient_id, email, last_synced_at)
+SELECT 'empty', n, n || '@clinic.example', '2026-01-15' FROM generate_series(1, 10020) AS n;
+SELECT search, since, skip_rows, cliniko_active_patients('empty', 10, skip_rows, search, since::timestamptz) -> 'pagination' AS pagination,
+	jsonb_array_length(cliniko_active_patients('empty', 10, skip_rows, search, since::timestamptz) -> 'patients') AS shown
+FROM (VALUES (NULL, NULL), ('@clinic', NULL), (NULL, '2026-01-14'), ('7@clinic', NULL)) AS filters (search, since),
+	unnest(ARRAY[0, 9990, 10000, 10010, 20000]) AS skip_rows
+ORDER BY skip_rows, search COLLATE "C", since;
+SELECT cliniko_active_patients('empty', 1, 10010, '@clinic') #>> '{patients,0,cliniko_patient_id}';
+
 --
 -- All four only read: a GET runs in a transaction that may do nothing else
 --

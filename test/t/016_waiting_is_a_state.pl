@@ -65,6 +65,21 @@ is_in_the_future($run, 'modest: waiting_until');
 is($account->summary->{requests}, 2, 'modest: no more requests than allowed');
 is($run->{metadata}{retries}, 0, 'modest: nothing was retried');
 
+# That limit is the clinic's: to cancel the run and start another changes nothing.
+my $steady = $db->add_clinic('steady', patients => 350);
+$db->start('steady');
+my $until = wait_for_waiting('steady')->{metadata}{waiting_until};
+for my $again (1 .. 3)
+{
+	$db->call(q(cliniko_cancel_sync('steady')));
+	$db->start('steady');
+	$run = wait_for_waiting('steady');
+	is($run->{metadata}{waiting_until}, $until, "steady, started again ($again): waits for the same moment");
+	is($run->{metadata}{api_requests}, 0, "steady, started again ($again): has asked for nothing");
+}
+is($steady->summary->{requests}, 2, 'steady: no more requests than allowed');
+$db->call(q(cliniko_cancel_sync('steady')));
+
 # A worker that takes the run up later, under another limit, goes on.
 $db->terminate_worker;
 $db->set(requests_per_minute => 0);
