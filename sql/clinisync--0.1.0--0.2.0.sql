@@ -761,6 +761,18 @@ $$;
 COMMENT ON FUNCTION @extschema@.cliniko_grant(text, text) IS
 'Lets a role use clinisync. level: viewer (logs, status, patients and the list of organisations), manager (and start, cancel and test) or admin (and connect, disconnect, enable, and all organisations); of the first two, only the organisation that the caller''s token names. It replaces the level that the role had, as cliniko_revoke() takes it. Makes the tables when they are missing. Answers {success, message, role, level, policies: [those of yours that name the role, and let it see what they say]}. Raises PT400 INVALID_ARGUMENT.';
 
+CREATE FUNCTION @extschema@.cliniko_adopt_keys()
+RETURNS jsonb
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cliniko_adopt_keys() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cliniko_adopt_keys() IS
+'Has this database use the API keys that were sealed in another one, of which it is a copy or a restored dump, or by an earlier version; until then they cannot be read here. The key file must have the key that they were sealed with. Answers {success, message, adopted, unreadable (API keys that stayed as they were)}. Raises PT409 CREDENTIALS_UNREADABLE, with nothing changed, where none of these can be read.';
+
+COMMENT ON FUNCTION @extschema@.cliniko_connect(text, text, text) IS
+'Connects an organisation, under any id of the application''s, to a Cliniko account by its API key; again, to exchange the key or the name. api_key: the key, or file:PATH, the name of a file on the server''s machine that has the key in it and is read once, for superusers and roles with the privileges of pg_read_server_files. Makes the tables when they are missing. The key''s suffix names the shard (Cliniko: "-au1"; none means au1). Does not call Cliniko. Answers {success, message, organization_id, name, shard}. Raises PT400 INVALID_ORGANIZATION_ID or INVALID_API_KEY; of a file, 42501, 58P01 where there is none, or 42809 where it is no regular one.';
+
 /* whose the tables are, 0.1.0 did not note: those that it has used all the same */
 INSERT INTO @extschema@.clinisync_owner (role)
 SELECT min(r.rolname)
@@ -810,3 +822,21 @@ WHEN TAG IN ('CREATE FUNCTION', 'CREATE PROCEDURE', 'CREATE AGGREGATE',
 EXECUTE FUNCTION @extschema@.clinisync_refuse_impostors();
 COMMENT ON EVENT TRIGGER clinisync_refuse_impostors IS
 'clinisync: no function in its schema bears the name of one of ours';
+
+/*
+ * What 0.1.0 has sealed is bound to its organization alone, and opens in any database.
+ * It is bound to this one now, and not accepted afterwards. Where that cannot be, or there
+ * are no tables yet, the update goes on: cliniko_adopt_keys() can be called at any time.
+ */
+DO $$
+BEGIN
+	PERFORM @extschema@.cliniko_adopt_keys();
+EXCEPTION
+	WHEN SQLSTATE 'PT409' THEN
+		NULL;
+	WHEN OTHERS THEN
+		RAISE WARNING USING
+			MESSAGE = format('the API keys of 0.1.0 could not be adopted: SQLSTATE %s', SQLSTATE),
+			HINT = 'Put right what is in the way, and run: SELECT cliniko_adopt_keys();';
+END
+$$;

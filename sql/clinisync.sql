@@ -761,7 +761,7 @@ LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION @extschema@.cliniko_connect(text, text, text) IS
-'Connects an organisation, under any id of the application''s, to a Cliniko account by its API key; again, to exchange the key or the name. Makes the tables when they are missing. The key''s suffix names the shard (Cliniko: "-au1"; none means au1). Does not call Cliniko. Answers {success, message, organization_id, name, shard}. Raises PT400 INVALID_ORGANIZATION_ID or INVALID_API_KEY.';
+'Connects an organisation, under any id of the application''s, to a Cliniko account by its API key; again, to exchange the key or the name. api_key: the key, or file:PATH, the name of a file on the server''s machine that has the key in it and is read once, for superusers and roles with the privileges of pg_read_server_files. Makes the tables when they are missing. The key''s suffix names the shard (Cliniko: "-au1"; none means au1). Does not call Cliniko. Answers {success, message, organization_id, name, shard}. Raises PT400 INVALID_ORGANIZATION_ID or INVALID_API_KEY; of a file, 42501, 58P01 where there is none, or 42809 where it is no regular one.';
 
 CREATE FUNCTION @extschema@.cliniko_disconnect(org text)
 RETURNS jsonb
@@ -888,6 +888,15 @@ SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION @extschema@.cliniko_rotate_key() IS
 'Puts a new key first into the file that clinisync.key_file names, and seals every API key of this database with it. The file keeps the older keys, for other databases, and for dumps. Answers {success, message, resealed, unreadable (API keys that stayed as they were), keys_in_file}. Raises PT409 CREDENTIALS_UNREADABLE, with nothing changed, where no API key can be read.';
+
+CREATE FUNCTION @extschema@.cliniko_adopt_keys()
+RETURNS jsonb
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cliniko_adopt_keys() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cliniko_adopt_keys() IS
+'Has this database use the API keys that were sealed in another one, of which it is a copy or a restored dump, or by an earlier version; until then they cannot be read here. The key file must have the key that they were sealed with. Answers {success, message, adopted, unreadable (API keys that stayed as they were)}. Raises PT409 CREDENTIALS_UNREADABLE, with nothing changed, where none of these can be read.';
 
 /*
  * Who may do what

@@ -7,7 +7,8 @@
  * statement. If the table refuses it, the transaction is rolled back and done
  * again record by record, each in a subtransaction, so that a bad record costs
  * one record. What is kept of such an error is its SQLSTATE and the names of
- * constraint and column, never the message: that may hold a patient's data.
+ * constraint and column, if there are such, never the message: that may hold a
+ * patient's data.
  *
  * The tables' owner may change their columns' types, or put a view in a table's
  * place. So what is read as of some type is cast to it, and never NULL where we
@@ -19,11 +20,15 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_constraint.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/queryenvironment.h"
 #include "utils/resowner.h"
@@ -255,6 +260,16 @@ find_known(const Catalog *catalog, Run *run, const PassagePart *part, bool tells
 	return known;
 }
 
+/* Read a record into a row. Returns what is wrong with it, or NULL. */
+static const char *
+read_record(const JsonObject *record, PatientRow *row)
+{
+	if (record->text.len > PATIENT_MAX_SIZE)
+		return "the record is larger than " CppAsString2(PATIENT_MAX_KB) " kB";
+	patient_read(record, row);
+	return row->bad_column ? psprintf("%s has an impossible value", row->bad_column) : NULL;
+}
+
 /*
  * Count the records of a part that are as the table has them, and read those that
  * are not. Answers how many that are.
@@ -268,6 +283,7 @@ find_changes(Run *run, const PassagePart *part, const Known *known, Change *chan
 	{
 		const ClinikoRecord *record = &part->records[i];
 		Change	   *change = &changes[nchanges];
+		const char *problem;
 
 		if (record->id == 0)
 		{
@@ -287,13 +303,12 @@ find_changes(Run *run, const PassagePart *part, const Known *known, Change *chan
 			run->state.unchanged++;
 			continue;
 		}
-		patient_read(&record->json, &change->row);
-		if (change->row.bad_column)
+		problem = read_record(&record->json, &change->row);
+		if (problem)
 		{
 			run->state.failed++;
 			run->state.kept += known[i].known && !known[i].deleted;
-			run_add_error(run, "Patient ID " INT64_FORMAT ": %s has an impossible value",
-						  record->id, change->row.bad_column);
+			run_add_error(run, "Patient ID " INT64_FORMAT ": %s", record->id, problem);
 			continue;
 		}
 		nchanges++;
@@ -419,17 +434,45 @@ write_rows(const Catalog *catalog, const char *organization_id, Change *changes,
 	return SPI_processed;
 }
 
-/* Say why the table refused a record, without saying what was in it. */
+/* The table that an error names, if there is one. */
+static Oid
+error_table(const ErrorData *error)
+{
+	Oid			schema = error->schema_name ? get_namespace_oid(error->schema_name, true) : InvalidOid;
+
+	return OidIsValid(schema) && error->table_name
+		? get_relname_relid(error->table_name, schema) : InvalidOid;
+}
+
+/* Whether a table has a constraint, or an index, of this name. */
+static bool
+has_constraint(Oid table, const char *name)
+{
+	Oid			index = get_relname_relid(name, get_rel_namespace(table));
+
+	return OidIsValid(get_relation_constraint_oid(table, name, true)) ||
+		(OidIsValid(index) && IndexGetRelation(index, true) == table);
+}
+
+/*
+ * Say why the table refused a record, without saying what was in it. A trigger may
+ * raise an error with whatever it likes in the place of a name, such as a patient's:
+ * only what the catalogs have under the names that it gives is a name.
+ */
 static void
 add_refusal(Run *run, int64 id, const ErrorData *error)
 {
+	Oid			table = error ? error_table(error) : InvalidOid;
+
 	run->state.failed++;
 	if (error == NULL)
 		run_add_error(run, "Patient ID " INT64_FORMAT ": a trigger left it out", id);
-	else if (error->constraint_name)
+	else if (OidIsValid(table) && error->constraint_name &&
+			 has_constraint(table, error->constraint_name))
 		run_add_error(run, "Patient ID " INT64_FORMAT ": violates constraint \"%s\" (SQLSTATE %s)",
 					  id, error->constraint_name, unpack_sql_state(error->sqlerrcode));
-	else if (error->column_name)
+	else if (OidIsValid(table) && error->column_name &&
+			 get_attnum(table, error->column_name) != InvalidAttrNumber)
 		run_add_error(run, "Patient ID " INT64_FORMAT ": column \"%s\" refuses its value (SQLSTATE %s)",
 					  id, error->column_name, unpack_sql_state(error->sqlerrcode));
 	else

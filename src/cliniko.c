@@ -172,19 +172,22 @@ find_shard(const char *key, int len, char shard[CLINIKO_SHARD_SIZE])
 
 /*
  * Check an API key's shape and find its shard. Returns the key without surrounding
- * blanks, or NULL where it cannot be a key.
+ * blanks, which is where it was, or NULL where it cannot be a key.
  */
 char *
-cliniko_parse_key(const char *input, char shard[CLINIKO_SHARD_SIZE])
+cliniko_parse_key(char *input, char shard[CLINIKO_SHARD_SIZE])
 {
-	const char *start = input;
-	const char *end = input + strlen(input);
+	char	   *start = input;
+	char	   *end = input + strlen(input);
 
 	while (start < end && isspace((unsigned char) *start))
 		start++;
 	while (start < end && isspace((unsigned char) end[-1]))
 		end--;
-	return find_shard(start, end - start, shard) ? pnstrdup(start, end - start) : NULL;
+	if (!find_shard(start, end - start, shard))
+		return NULL;
+	*end = '\0';
+	return start;
 }
 
 /*

@@ -141,7 +141,7 @@ extern const char *cliniko_error_code(ClinikoError error);
 extern char *cliniko_error_details(ClinikoError error, const char *detail);
 extern bool cliniko_error_retry_recommended(ClinikoError error);
 
-extern char *cliniko_parse_key(const char *input, char shard[CLINIKO_SHARD_SIZE]);
+extern char *cliniko_parse_key(char *input, char shard[CLINIKO_SHARD_SIZE]);
 extern const char *cliniko_shard_problem(const char *api_key, const char *noted);
 extern ClinikoAccount *cliniko_account(const char *api_key);
 extern char *cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,

@@ -8,9 +8,13 @@
  */
 #include "postgres.h"
 
+#include <fcntl.h>
 #include <limits.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "access/xlog.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -18,6 +22,8 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/fd.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -45,10 +51,16 @@
  */
 #define MAX_SEARCH_LENGTH 100
 
+/* What an api_key begins with that is the name of a file: no API key has a colon in it. */
+#define FILE_PREFIX "file:"
+/* How large that file may be: larger than any key with the blanks around it. */
+#define MAX_API_KEY_FILE_SIZE 1024
+
 SQL_FUNCTION(cliniko_connect);
 SQL_FUNCTION(cliniko_disconnect);
 SQL_FUNCTION(cliniko_set_sync_enabled);
 SQL_FUNCTION(cliniko_rotate_key);
+SQL_FUNCTION(cliniko_adopt_keys);
 SQL_FUNCTION(cliniko_sync_all);
 SQL_FUNCTION(cliniko_sync_changes);
 SQL_FUNCTION(cliniko_cancel_sync);
@@ -202,8 +214,79 @@ set_up(Catalog *catalog)
 	catalog_require_setup(catalog);
 }
 
+/* Refuse a file unless the caller may read files of the server's by other functions as well. */
+static void
+require_server_files(void)
+{
+	if (!has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to read an API key from a file of the server"),
+				 errhint("Pass the API key itself; a superuser, or a role with the privileges of "
+						 "pg_read_server_files, may name a file.")));
+}
+
+/*
+ * Read the API key in a file of the server's; palloc'ed, and the caller's to wipe.
+ * What is no key is read as none, so that no error tells of a file's content.
+ */
+static char *
+read_api_key_file(const char *path)
+{
+	char	   *content = palloc0(MAX_API_KEY_FILE_SIZE + 2);
+	struct stat status;
+	ssize_t		size;
+	int			fd;
+
+	/* not waiting for what writes to a pipe */
+	fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
+	if (fd < 0 || fstat(fd, &status) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not open the file \"%s\": %m", path),
+				 errhint("Name a file that the server's user can read, on the server's machine.")));
+	if (!S_ISREG(status.st_mode))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a regular file", path),
+				 errhint("Name a file that has the API key in it and nothing else.")));
+	size = read(fd, content, MAX_API_KEY_FILE_SIZE + 1);
+	if (size < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not read the file \"%s\": %m", path)));
+	CloseTransientFile(fd);
+	if (size > MAX_API_KEY_FILE_SIZE || strlen(content) != size)
+		explicit_bzero(content, size);
+	return content;
+}
+
+/*
+ * The API key that cliniko_connect() was given, or told the file of; palloc'ed, and the
+ * caller's to wipe.
+ */
+static char *
+api_key_argument(FunctionCallInfo fcinfo, int i)
+{
+	struct varlena *passed = (struct varlena *) PG_GETARG_POINTER(i);
+	text	   *value;
+	char	   *api_key;
+
+	if (PG_ARGISNULL(i))
+		return pstrdup("");
+	value = PG_GETARG_TEXT_PP(i);
+	api_key = text_to_cstring(value);
+	/* what was compressed, or stored apart from its row, has been copied on the way */
+	if (value != passed)
+		explicit_bzero(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
+	if (strncmp(api_key, FILE_PREFIX, strlen(FILE_PREFIX)) != 0)
+		return api_key;
+	require_server_files();
+	return read_api_key_file(api_key + strlen(FILE_PREFIX));
+}
+
 static Datum
-connect_organization(const char *org, const char *input, const char *name)
+connect_organization(const char *org, char *input, const char *name)
 {
 	char		shard[CLINIKO_SHARD_SIZE];
 	char	   *api_key = cliniko_parse_key(input, shard);
@@ -220,7 +303,6 @@ connect_organization(const char *org, const char *input, const char *name)
 	SPI_connect();
 	set_up(&catalog);
 	organization_connect(&catalog, org, name, api_key, shard);
-	explicit_bzero(api_key, strlen(api_key));
 	/* whose row the caller may not see, the caller may not connect either */
 	organization_require(&catalog, org);
 	organization_load(&catalog, org, &organization);
@@ -242,24 +324,26 @@ connect_organization(const char *org, const char *input, const char *name)
 Datum
 cliniko_connect(PG_FUNCTION_ARGS)
 {
-	volatile Datum answer = (Datum) 0;
-
 	MemoryContext context = CurrentMemoryContext;
+	char	   *volatile api_key = NULL;
+	volatile Datum answer = (Datum) 0;
 
 	pgstat_report_activity(STATE_RUNNING, "SELECT cliniko_connect(...)");
 	PG_TRY();
 	{
 		char	   *org = text_argument(fcinfo, 0);
-		char	   *api_key = text_argument(fcinfo, 1);
+		char	   *name = text_argument(fcinfo, 2);
 
 		require_writable("cliniko_connect()");
 		organization_check_id(org);
-		answer = connect_organization(org, api_key ? api_key : "", text_argument(fcinfo, 2));
+		api_key = api_key_argument(fcinfo, 1);
+		answer = connect_organization(org, api_key, name);
 	}
 	PG_CATCH();
 	{
 		ErrorData  *error;
 
+		secret_wipe(api_key);
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
@@ -270,6 +354,7 @@ cliniko_connect(PG_FUNCTION_ARGS)
 		ReThrowError(error);
 	}
 	PG_END_TRY();
+	secret_wipe(api_key);
 	return answer;
 }
 
@@ -527,8 +612,7 @@ cliniko_test_connection(PG_FUNCTION_ARGS)
 	}
 	PG_FINALLY();
 	{
-		if (api_key)
-			explicit_bzero(api_key, strlen(api_key));
+		secret_wipe(api_key);
 	}
 	PG_END_TRY();
 	return end_answer(&json);
@@ -645,5 +729,35 @@ cliniko_rotate_key(PG_FUNCTION_ARGS)
 	add_number(&json, "resealed", resealed);
 	add_number(&json, "unreadable", unreadable);
 	add_number(&json, "keys_in_file", keys);
+	return end_answer(&json);
+}
+
+/*
+ * cliniko_adopt_keys() -> jsonb
+ *
+ * Who calls this says that the rows of cliniko_organizations belong here: what a
+ * sealed key is bound to cannot tell a copy of a database from a row that was
+ * taken from another. So it is no function for any of the levels.
+ */
+Datum
+cliniko_adopt_keys(PG_FUNCTION_ARGS)
+{
+	Catalog		catalog;
+	int64		adopted;
+	int64		unreadable;
+	StringInfoData json;
+
+	require_writable("cliniko_adopt_keys()");
+	SPI_connect();
+	catalog_require_setup(&catalog);
+	organization_adopt_keys(&catalog, &adopted, &unreadable);
+	SPI_finish();
+
+	initStringInfo(&json);
+	appendStringInfo(&json, "{\"success\": true, \"message\": \"%s\"",
+					 unreadable > 0 ? "Adopted, but not every API key could be read" :
+					 adopted > 0 ? "Adopted" : "All API keys are of this database");
+	add_number(&json, "adopted", adopted);
+	add_number(&json, "unreadable", unreadable);
 	return end_answer(&json);
 }

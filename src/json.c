@@ -13,7 +13,9 @@
  * alone, and of values that have been checked, which spares them jsonb_in's parser.
  *
  * What JSON allows and a text of PostgreSQL's cannot hold, \u0000 and halves of
- * surrogate pairs, is read as U+FFFD: one odd name must not cost a page.
+ * surrogate pairs, is read as U+FFFD: one odd name must not cost a page. A number
+ * that PostgreSQL would write out at a multiple of its length is read as a string:
+ * many of them could be stored, but not be read or dumped again.
  */
 #include "postgres.h"
 
@@ -32,6 +34,9 @@
 #define MAX_DEPTH 100
 
 #define REPLACEMENT_CHARACTER 0xFFFD
+
+/* No exponent that matters is larger. */
+#define MAX_EXPONENT 1000000
 
 static const char *
 skip_blanks(const char *at, const char *end)
@@ -689,6 +694,51 @@ json_int64(JsonText value, int64 *result)
 	return parse_int64(value.at, value.len, result);
 }
 
+/* How many digits there are. */
+static int
+count_digits(const char *at, const char *end)
+{
+	const char *start = at;
+
+	while (at < end && isdigit((unsigned char) *at))
+		at++;
+	return at - start;
+}
+
+/*
+ * How long a number is, at most, where PostgreSQL writes it out, which it does
+ * without an exponent.
+ */
+static int
+written_length(JsonText number)
+{
+	const char *at = number.at;
+	const char *end = number.at + number.len;
+	int			sign = (*at == '-');
+	int			whole = count_digits(at + sign, end);
+	int			fraction = 0;
+	int			exponent = 0;
+
+	at += sign + whole;
+	if (at < end && *at == '.')
+	{
+		fraction = count_digits(at + 1, end);
+		at += 1 + fraction;
+	}
+	if (at < end)
+	{
+		bool		negative = (at[1] == '-');
+
+		for (at += (negative || at[1] == '+') ? 2 : 1; at < end; at++)
+			exponent = Min(exponent * 10 + (*at - '0'), MAX_EXPONENT);
+		if (negative)
+			exponent = -exponent;
+	}
+	whole = Max(whole + exponent, 1);
+	fraction = Max(fraction - exponent, 0);
+	return sign + whole + (fraction > 0 ? 1 + fraction : 0);
+}
+
 /* A value other than an object or an array, for jsonb. */
 static JsonbValue
 jsonb_scalar(JsonText value)
@@ -705,6 +755,12 @@ jsonb_scalar(JsonText value)
 	}
 	else if (json_boolean(value, &scalar.val.boolean))
 		scalar.type = jbvBool;
+	else if (*value.at != 'n' && written_length(value) > JSON_MAX_NUMBER_LENGTH)
+	{
+		scalar.type = jbvString;
+		scalar.val.string.val = unconstify(char *, value.at);
+		scalar.val.string.len = value.len;
+	}
 	else if (*value.at != 'n')
 	{
 		scalar.type = jbvNumeric;
@@ -751,8 +807,13 @@ push_value(JsonbParseState **state, const char *at, const char *end, JsonbIterat
 	return at + 1;
 }
 
-static Jsonb *
-make_jsonb(JsonText value)
+/*
+ * A value as jsonb, palloc'ed. Whatever it holds, its text is at most JSON_MAX_GROWTH
+ * times as long as what was sent: a number that would be longer than
+ * JSON_MAX_NUMBER_LENGTH becomes a string, as it was sent.
+ */
+Jsonb *
+json_to_jsonb(JsonText value)
 {
 	JsonbParseState *state = NULL;
 	JsonbValue	scalar;
@@ -763,32 +824,4 @@ make_jsonb(JsonText value)
 	else
 		scalar = jsonb_scalar(value);
 	return JsonbValueToJsonb(pushed);
-}
-
-/*
- * A value as jsonb, palloc'ed; NULL where jsonb does not take it, as for a
- * number beyond all bounds. Catching such an error leaves nothing behind but
- * memory, because no catalog is looked at.
- */
-Jsonb *
-json_to_jsonb(JsonText value)
-{
-	MemoryContext context = CurrentMemoryContext;
-	Jsonb	   *volatile json = NULL;
-
-	PG_TRY();
-	{
-		json = make_jsonb(value);
-	}
-	PG_CATCH();
-	{
-		int			category = ERRCODE_TO_CATEGORY(geterrcode());
-
-		if (category != ERRCODE_DATA_EXCEPTION && category != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
-			PG_RE_THROW();
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
-	}
-	PG_END_TRY();
-	return json;
 }

@@ -9,6 +9,13 @@
 
 #include "utils/jsonb.h"
 
+/*
+ * How many characters of a number jsonb may write out, more than any amount, count or
+ * id has; and so, how many times longer than what was sent its text can be, as "1e39" is.
+ */
+#define JSON_MAX_NUMBER_LENGTH 40
+#define JSON_MAX_GROWTH 10
+
 /* A value as it stands in a text: from its first character to its last. */
 typedef struct JsonText
 {

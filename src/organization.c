@@ -244,31 +244,55 @@ can_open(SPITupleTable *table, uint64 row, const char **problem)
 {
 	char	   *api_key = secret_open(sealed_row_key(table, row), sealed_row_id(table, row), problem);
 
-	if (api_key)
-		explicit_bzero(api_key, strlen(api_key));
+	secret_wipe(api_key);
 	return api_key != NULL;
 }
 
 /*
- * Seal one organisation's key with the key that is now the first in the key
- * file. Answers whether it could be opened.
+ * Seal the key of a row anew. adopt: wherever it was sealed. Answers false, and why,
+ * where it cannot be opened.
  */
 static bool
-reseal(const Catalog *catalog, const char *org, const bytea *sealed)
+reseal(const Catalog *catalog, SPITupleTable *table, uint64 row, bool adopt, const char **problem)
 {
-	const char *problem;
-	char	   *api_key = secret_open(sealed, org, &problem);
+	char	   *org = sealed_row_id(table, row);
+	bytea	   *resealed = secret_reseal(sealed_row_key(table, row), org, adopt, problem);
 	Parameters	parameters = {0};
 
-	if (api_key == NULL)
+	if (resealed == NULL)
 		return false;
 	add_text(&parameters, org);
-	add_bytea(&parameters, secret_seal(api_key, org));
-	explicit_bzero(api_key, strlen(api_key));
+	add_bytea(&parameters, resealed);
 	execute_as_owner(catalog,
 					 "UPDATE @schema@.cliniko_organizations SET api_key_sealed = $2"
 					 " WHERE organization_id = $1", &parameters, false);
 	return true;
+}
+
+/* Lock all rows that hold a sealed key. Answers how many these are. */
+static uint64
+lock_sealed_rows(const Catalog *catalog, SPITupleTable **table)
+{
+	Parameters	none = {0};
+	uint64		count = execute_as_owner(catalog,
+										 "SELECT organization_id, api_key_sealed::bytea"
+										 "  FROM @schema@.cliniko_organizations"
+										 " WHERE api_key_sealed IS NOT NULL"
+										 " ORDER BY organization_id FOR UPDATE", &none, false);
+
+	*table = SPI_tuptable;
+	return count;
+}
+
+/* No sealed key can be opened: raise an error that says why of the last one. */
+static void
+raise_unreadable(const char *problem)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CLINISYNC_CONFLICT),
+			 errmsg("no stored API key can be read"),
+			 errdetail("CREDENTIALS_UNREADABLE"),
+			 errhint("%s", problem)));
 }
 
 /*
@@ -280,7 +304,6 @@ reseal(const Catalog *catalog, const char *org, const bytea *sealed)
 int
 organization_reseal_all(const Catalog *catalog, int64 *resealed, int64 *unreadable)
 {
-	Parameters	none = {0};
 	LOCKTAG		tag;
 	SPITupleTable *table;
 	uint64		count;
@@ -290,31 +313,47 @@ organization_reseal_all(const Catalog *catalog, int64 *resealed, int64 *unreadab
 
 	SET_LOCKTAG_ADVISORY(tag, InvalidOid, 0, LOCK_KEY_FILE, LOCK_SPACE);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
-	count = execute_as_owner(catalog,
-							 "SELECT organization_id, api_key_sealed::bytea"
-							 "  FROM @schema@.cliniko_organizations"
-							 " WHERE api_key_sealed IS NOT NULL"
-							 " ORDER BY organization_id FOR UPDATE", &none, false);
-	table = SPI_tuptable;
+	count = lock_sealed_rows(catalog, &table);
 	*resealed = *unreadable = 0;
 	for (uint64 i = 0; i < count && !any_readable; i++)
 		any_readable = can_open(table, i, &problem);
 	if (count > 0 && !any_readable)
-		ereport(ERROR,
-				(errcode(ERRCODE_CLINISYNC_CONFLICT),
-				 errmsg("no stored API key can be read"),
-				 errdetail("CREDENTIALS_UNREADABLE"),
-				 errhint("%s", problem)));
+		raise_unreadable(problem);
 
 	keys = secret_add_key();
 	for (uint64 i = 0; i < count; i++)
 	{
-		if (reseal(catalog, sealed_row_id(table, i), sealed_row_key(table, i)))
+		if (reseal(catalog, table, i, false, &problem))
 			(*resealed)++;
 		else
 			(*unreadable)++;
 	}
 	return keys;
+}
+
+/*
+ * Have this database use the API keys that were sealed in another one, of which it
+ * is a copy, or by an earlier version. One that cannot be opened stays as it is.
+ */
+void
+organization_adopt_keys(const Catalog *catalog, int64 *adopted, int64 *unreadable)
+{
+	SPITupleTable *table;
+	uint64		count = lock_sealed_rows(catalog, &table);
+	const char *problem;
+
+	*adopted = *unreadable = 0;
+	for (uint64 i = 0; i < count; i++)
+	{
+		if (secret_is_of_database(sealed_row_key(table, i)))
+			continue;
+		if (reseal(catalog, table, i, true, &problem))
+			(*adopted)++;
+		else
+			(*unreadable)++;
+	}
+	if (*unreadable > 0 && *adopted == 0)
+		raise_unreadable(problem);
 }
 
 /*

@@ -26,6 +26,7 @@ extern void organization_connect(const Catalog *catalog, const char *org, const 
 extern void organization_disconnect(const Catalog *catalog, const char *org);
 extern void organization_set_sync_enabled(const Catalog *catalog, const char *org, bool enabled);
 extern int	organization_reseal_all(const Catalog *catalog, int64 *resealed, int64 *unreadable);
+extern void organization_adopt_keys(const Catalog *catalog, int64 *adopted, int64 *unreadable);
 extern int64 organization_start_run(const Catalog *catalog, const char *org, bool only_changes,
 									bool *started, char **operation_type);
 extern int64 organization_cancel_run(const Catalog *catalog, const char *org);

@@ -308,15 +308,6 @@ read_text(JsonText value)
 	return PointerGetDatum(result);
 }
 
-static bool
-read_json(JsonText value, Datum *datum)
-{
-	Jsonb	   *json = json_to_jsonb(value);
-
-	*datum = JsonbPGetDatum(json);
-	return json != NULL;
-}
-
 /* Turn one field's value into its column's. Answers false where it cannot be. */
 static bool
 read_value(FieldKind kind, JsonText value, Datum *datum)
@@ -348,7 +339,8 @@ read_value(FieldKind kind, JsonText value, Datum *datum)
 			*datum = TimestampTzGetDatum(number);
 			return true;
 		case FIELD_JSON:
-			return read_json(value, datum);
+			*datum = JsonbPGetDatum(json_to_jsonb(value));
+			return true;
 		case FIELD_LINK:
 			if (!read_link(value, &number))
 				return false;
@@ -444,9 +436,8 @@ patient_read(const JsonObject *record, PatientRow *row)
 	if (extra.len > 0)
 	{
 		appendStringInfoChar(&extra, '}');
-		if (read_json((JsonText) {extra.data, extra.len}, &row->values[COLUMN_EXTRA]))
-			row->nulls[COLUMN_EXTRA] = false;
-		else
-			row->bad_column = patient_column_name(COLUMN_EXTRA);
+		row->values[COLUMN_EXTRA] =
+			JsonbPGetDatum(json_to_jsonb((JsonText) {extra.data, extra.len}));
+		row->nulls[COLUMN_EXTRA] = false;
 	}
 }

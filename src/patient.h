@@ -12,6 +12,14 @@
 /* Room for the columns that patient.c fills; checked when it starts. */
 #define PATIENT_MAX_COLUMNS 64
 
+/*
+ * A record of more bytes is not for patient_read(). Cliniko's have a few kilobytes; and
+ * of these, the longest list that a caller can ask for is still less than the 256 MB
+ * that jsonb can hold.
+ */
+#define PATIENT_MAX_KB 512
+#define PATIENT_MAX_SIZE (PATIENT_MAX_KB * 1024)
+
 typedef struct PatientRow
 {
 	Datum		values[PATIENT_MAX_COLUMNS];

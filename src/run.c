@@ -24,6 +24,7 @@
 
 #include "clinisync.h"
 #include "run.h"
+#include "secret.h"
 
 #define NOTIFY_CHANNEL "clinisync"
 
@@ -115,8 +116,7 @@ run_create(MemoryContext parent)
 void
 run_free(Run *run)
 {
-	if (run->api_key)
-		explicit_bzero(run->api_key, strlen(run->api_key));
+	secret_wipe(run->api_key);
 	MemoryContextDelete(run->context);
 }
 

@@ -32,6 +32,13 @@
  * mask of its creator, so signals are blocked around every call that may make
  * one: PostgreSQL's handlers must only ever run in the main thread.
  *
+ * Who asks is an API key, which must not stay in memory. libcurl copies it into headers
+ * and requests that it frees as they are, so it is given memory that is overwritten when
+ * it is freed, and is not told a user's name, which it would keep with a connection
+ * for as long as that is open: the header is made here. A process in which another library
+ * has initialized libcurl before keeps that one's memory functions; the worker has
+ * no other.
+ *
  * Memory: a Transport lives in the context given to transport_create() and
  * ends with it, through a reset callback, whichever way the context ends. What
  * libcurl and the transfers hold is malloc'ed and freed there too, or by
@@ -40,11 +47,13 @@
 #include "postgres.h"
 
 #include <curl/curl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "common/base64.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -121,6 +130,33 @@ typedef struct PrivateTransfer
 	bool		read;			/* transfer_read() was here */
 	int64		started_us;		/* when it became active */
 } PrivateTransfer;
+
+/* Free memory of libcurl's, in which there may be an API key. */
+static void
+wipe_and_free(void *pointer)
+{
+	if (pointer)
+		explicit_bzero(pointer, malloc_usable_size(pointer));
+	free(pointer);
+}
+
+/* Likewise, where it moves to grow. */
+static void *
+wipe_and_realloc(void *pointer, size_t size)
+{
+	size_t		usable_size = pointer ? malloc_usable_size(pointer) : 0;
+	void	   *larger;
+
+	if (pointer && size <= usable_size)
+		return pointer;
+	larger = malloc(size);
+	if (larger == NULL)
+		return NULL;
+	if (pointer)
+		memcpy(larger, pointer, usable_size);
+	wipe_and_free(pointer);
+	return larger;
+}
 
 /* Microseconds on a clock that nobody sets. */
 static int64
@@ -314,7 +350,9 @@ transport_create(MemoryContext context)
 	transport->at_reset.arg = transport;
 	MemoryContextRegisterResetCallback(context, &transport->at_reset);
 
-	if (!initialized && curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
+	if (!initialized &&
+		curl_global_init_mem(CURL_GLOBAL_DEFAULT, malloc, wipe_and_free, wipe_and_realloc,
+							 strdup, calloc) != CURLE_OK)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("could not initialize libcurl")));
@@ -379,9 +417,6 @@ set_options(PrivateTransfer *transfer, const TransferRequest *request)
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
 	if (request->ca_file && request->ca_file[0])
 		curl_easy_setopt(easy, CURLOPT_CAINFO, request->ca_file);
-	curl_easy_setopt(easy, CURLOPT_HTTPAUTH, (long) CURLAUTH_BASIC);
-	curl_easy_setopt(easy, CURLOPT_USERNAME, request->user);
-	curl_easy_setopt(easy, CURLOPT_PASSWORD, "");
 	curl_easy_setopt(easy, CURLOPT_USERAGENT, request->user_agent);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, request->timeout_ms);
@@ -417,6 +452,40 @@ finish_transfer(Transport *transport, PrivateTransfer *transfer, CURLcode code)
 	change_stage(transport, transfer, STAGE_ENDED);
 }
 
+/* Add a header to those of a transfer. Answers false where memory is lacking. */
+static bool
+add_header(PrivateTransfer *transfer, const char *line)
+{
+	struct curl_slist *longer = curl_slist_append(transfer->headers, line);
+
+	if (longer != NULL)
+		transfer->headers = longer;
+	return longer != NULL;
+}
+
+/* Likewise, the one of HTTP Basic for a user without a password. */
+static bool
+add_authorization(PrivateTransfer *transfer, const char *user)
+{
+	static const char name[] = "Authorization: Basic ";
+	int			plain_len = strlen(user) + 1;
+	int			line_size = strlen(name) + pg_b64_enc_len(plain_len) + 1;
+	char	   *plain = palloc(plain_len + 1);
+	char	   *line = palloc0(line_size);
+	bool		added;
+
+	snprintf(plain, plain_len + 1, "%s:", user);
+	strlcpy(line, name, line_size);
+	(void) pg_b64_encode((const void *) plain, plain_len, line + strlen(name),
+						 line_size - strlen(name));
+	added = add_header(transfer, line);
+	explicit_bzero(plain, plain_len);
+	explicit_bzero(line, line_size);
+	pfree(plain);
+	pfree(line);
+	return added;
+}
+
 /*
  * Queue a GET request. It leaves and makes progress while transport_wait() runs,
  * and is returned by transport_next_done() when it has ended. The caller releases
@@ -427,7 +496,7 @@ transport_get(Transport *transport, const TransferRequest *request)
 {
 	PrivateTransfer *transfer = calloc(1, sizeof(PrivateTransfer));
 	char	   *accept = psprintf("Accept: %s", request->accept);
-	struct curl_slist *longer;
+	bool		complete;
 
 	if (transfer == NULL)
 		ereport(ERROR,
@@ -440,11 +509,11 @@ transport_get(Transport *transport, const TransferRequest *request)
 	enter_stage(transport, transfer, STAGE_QUEUED);
 
 	transfer->easy = curl_easy_init();
-	transfer->headers = curl_slist_append(NULL, accept);
+	complete = transfer->easy != NULL && add_header(transfer, accept) &&
+		add_header(transfer, "Accept-Encoding: gzip") &&
+		add_authorization(transfer, request->user);
 	pfree(accept);
-	longer = transfer->headers == NULL ? NULL :
-		curl_slist_append(transfer->headers, "Accept-Encoding: gzip");
-	if (transfer->easy == NULL || transfer->headers == NULL || longer == NULL)
+	if (!complete)
 	{
 		transfer_release(transport, &transfer->shown);
 		ereport(ERROR,

@@ -25,6 +25,7 @@ const DEFAULTS = {
   rate_window_ms: 60_000,
   role: 'administrator',
   account_id: '2000001',
+  account_name: '', // after the key
   seed: 1,
   strict: true,
   gzip: true,

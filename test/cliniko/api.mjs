@@ -73,7 +73,8 @@ function user({ options, register }) {
 
 function publicSettings({ key, options }) {
   const { bare } = splitKey(key);
-  return { account: { id: options.account_id, name: `Clinic ${bare}`, subdomain: bare.toLowerCase(), country_code: 'AU' } };
+  const name = options.account_name || `Clinic ${bare}`;
+  return { account: { id: options.account_id, name, subdomain: bare.toLowerCase(), country_code: 'AU' } };
 }
 
 /**

@@ -26,7 +26,7 @@ A first clinic, and its first patient:
 
 Account options (PUT /control/accounts/KEY): patients, archived, merged, latency_ms,
   ids (snowflake|old|mixed), absent (null|empty|missing|mixed), sort_by_id (honoured|rejected|ignored),
-  rate_limit, rate_window_ms, role, account_id, seed, strict (false: header rules are not checked),
+  rate_limit, rate_window_ms, role, account_id, account_name, seed, strict (false: header rules are not checked),
   gzip (false: never compress), warm (false: do not serialise every patient at creation),
   like (a key: begin with the patients of that account, instead of others).
   A page of 100 costs one or two milliseconds, two to four where its patients are not

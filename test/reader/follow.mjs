@@ -17,6 +17,7 @@ import { PSQLRC, Terminal } from './terminal.mjs';
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 // not to be found in any file but those into which the pages have put it
 const KEY = `${Buffer.from(`1-1-${randomBytes(12).toString('hex')}`).toString('base64url')}-au1`;
+const KEY_FILE = '/run/cliniko.key';
 const ACCOUNT = { patients: 648, archived: 12, latency_ms: 100 };
 const PATIENTS = ACCOUNT.patients + ACCOUNT.archived;
 const API = 'http://127.0.0.1:8080';
@@ -207,10 +208,14 @@ async function fiveMinutes(terminal, page, simulator) {
       },
     },
     {
-      begins: 'read -rs CLINIKO_KEY',
+      begins: 'read -rs key',
       typing: { secret: KEY },
       check: async () => {
         await promise('nothing of the key is shown', () => assert.ok(!terminal.all.includes(KEY)));
+        await promise('the server alone may read the file', () => {
+          assert.equal(runAs('postgres', 'cat', KEY_FILE), KEY);
+          assert.ok(!succeeds(runAs, 'reader', 'test', '-r', KEY_FILE));
+        });
       },
     },
     {
@@ -223,8 +228,9 @@ async function fiveMinutes(terminal, page, simulator) {
       },
     },
     {
-      begins: '\\getenv key CLINIKO_KEY',
+      begins: "SELECT cliniko_connect('clinic-1', 'file:",
       check: async () => {
+        await promise('the file is gone', () => assert.ok(!succeeds(run, 'test', '-e', KEY_FILE)));
         await promise('the clinic is connected, and the tables are there', () =>
           assert.equal(query("SELECT name FROM cliniko_organizations WHERE organization_id = 'clinic-1'"), 'Harbour Physio'));
       },
@@ -276,6 +282,11 @@ async function fiveMinutes(terminal, page, simulator) {
           assert.ok(!commands.includes(KEY));
         });
         await type(terminal, ['\\q']);
+        await promise('the key is in no history and no log', () => {
+          const written = run('sh', '-c', 'cat /home/reader/.*_history /var/log/postgresql/*.log');
+          assert.match(written, /cliniko_connect/);
+          assert.ok(!written.includes(KEY));
+        });
       },
     },
   ]);

@@ -183,6 +183,7 @@ SELECT public.cliniko_set_sync_enabled('new', false) ->> 'message';
 SELECT pg_temp.attempt($$ SELECT public.cliniko_sync_all('new') $$);
 SELECT pg_temp.attempt($$ SELECT public.cliniko_set_sync_enabled('new', NULL) $$);
 SELECT pg_temp.attempt($$ SELECT public.cliniko_rotate_key() $$);
+SELECT pg_temp.attempt($$ SELECT public.cliniko_adopt_keys() $$);
 SELECT pg_temp.attempt($$ SELECT public.cliniko_setup() $$);
 SELECT pg_temp.attempt($$ SELECT public.cliniko_grant('regress_clinisync_admin', 'admin') $$);
 SELECT pg_temp.attempt($$ SELECT public.cliniko_revoke('regress_clinisync_viewer') $$);

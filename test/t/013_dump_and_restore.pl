@@ -122,7 +122,9 @@ sub is_guarded_alike
 cmp_ok($db->sql($privileges) =~ tr/\n//, '>', 400, 'there are many privileges to compare');
 is_guarded_alike($_, $_->name) for $db, $restored;
 
-# and the next sync finds nothing new,
+# and once the API keys that came with the dump are adopted, the next sync finds nothing new,
+is($restored->sync('clinic')->{metadata}{error_type}, 'CREDENTIALS_UNREADABLE', 'restored: not by itself');
+is($restored->call('cliniko_adopt_keys()')->{adopted}, 2, 'restored: adopted');
 my $arrivals = $restored->sql('SELECT count(*) FROM arrivals');
 my $run = $restored->sync('clinic');
 is($run->{status}, 'completed', 'restored: syncs');
@@ -151,6 +153,7 @@ $db->wait_for_runs('middle');
 my $resumed = $db->new_database('resumed', empty => 1);
 $node->command_ok([ 'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-f', $dump, $resumed->name ],
 	'restored without an error');
+$resumed->call('cliniko_adopt_keys()');
 is($resumed->newest_run('middle')->{status}, 'running', 'middle: still running');
 $resumed->wait_for_runs('middle');
 is($resumed->newest_run('middle')->{metadata}{inserted}, 150, 'middle: resumed');
@@ -185,10 +188,11 @@ $run = $moved->sync('clinic');
 is_deeply([ $run->{status}, $run->{metadata}{error_type} ], [qw(failed CREDENTIALS_UNREADABLE)],
 	'another server: without the file of keys, no run');
 
-# With the file of keys put there, the next sync completes without connecting.
+# With the file of keys put there, and these adopted, the next sync completes without connecting.
 my $copy = $elsewhere->node->data_dir . '/clinisync.key';
 append_to_file($copy, slurp_file($key_file));
 chmod 0600, $copy;
+is($moved->call('cliniko_adopt_keys()')->{adopted}, 2, 'another server: adopted');
 $run = $moved->sync('clinic');
 is($run->{status}, 'completed', 'another server: with the file of keys, it completes');
 is_deeply([ @{ $run->{metadata} }{qw(inserted updated unchanged)} ], [ 3, 2, 118 ],

@@ -205,19 +205,20 @@ is_deeply([ @keys[ 1 .. $#keys ] ], \@old_keys, 'rotated: the file has a new key
 is(sprintf('%04o', (stat $key_file)[2] & 07777), '0600', 'rotated: nobody else can read it');
 is_deeply([ grep { !/\.key$/ } glob("$key_file*") ], [], 'rotated: no other file is left');
 
-# so do the keys of other databases, and of dumps, for which the old file is
-# enough;
+# so do the keys of other databases, and of dumps, which a superuser has a copy
+# adopt, and for which the old file is enough;
 is(sealed('clinic', $neighbour), $neighbours, 'rotated: another database is as it was');
 opens('clinic', 'rotated, another database', $neighbour);
 my $restored = $db->new_database('restored', empty => 1);
 $node->command_ok([ 'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-f', $dump, $restored->name ],
 	'the dump is restored');
-opens($_, 'rotated, the dump', $restored) for @orgs;
 my $new_content = slurp_file($key_file);
 put($content, 0600);
+is($restored->call('cliniko_adopt_keys()')->{adopted}, 3, 'the dump with the old file: adopted');
 opens('clinic', 'the dump with the old file', $restored);
 is_unreadable('clinic', qr/add that key's line/, 'the database with the old file');
 put($new_content, 0600);
+opens($_, 'rotated, the dump', $restored) for @orgs;
 
 # a rotation that is rolled back leaves all as it was;
 $db->sql('BEGIN; SELECT cliniko_rotate_key(); ROLLBACK');

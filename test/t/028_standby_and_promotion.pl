@@ -54,7 +54,8 @@ sub can_be_read_but_not_used
 		q(cliniko_sync_all('clinic')), q(cliniko_sync_changes('clinic')),
 		q(cliniko_sync_all_organizations()), q(cliniko_cancel_sync('clinic')),
 		q(cliniko_connect('clinic', 'KEY-au1')), q(cliniko_disconnect('clinic')),
-		q(cliniko_set_sync_enabled('clinic', false)), q(cliniko_rotate_key()))
+		q(cliniko_set_sync_enabled('clinic', false)), q(cliniko_rotate_key()),
+		q(cliniko_adopt_keys()))
 	{
 		my $refusal = $standby->refusal("SELECT $call");
 

@@ -65,8 +65,11 @@ $db->sql(
 				PERFORM set_config('lock_timeout', '0', true);
 				PERFORM pg_advisory_xact_lock(length(NEW.last_name) * 0 + 1);
 			ELSIF code IS NOT NULL THEN
+				-- everything that an error can be given, of which names look like names
 				RAISE EXCEPTION 'no % here', NEW.last_name
-					USING ERRCODE = code, DETAIL = concat(NEW.email), HINT = NEW.label;
+					USING ERRCODE = code, DETAIL = concat(NEW.email), HINT = NEW.label,
+					SCHEMA = 'public', TABLE = 'patients', DATATYPE = NEW.last_name,
+					CONSTRAINT = NEW.last_name, COLUMN = NEW.first_name;
 			END IF;
 			RETURN NEW;
 	   END \$\$;

@@ -240,6 +240,8 @@ my $app = $db->new_database('app');
 $app->set(idle_timeout => '1ms');
 $account = $app->add_clinic('clinic-1', patients => 150);
 $ENV{CLINIKO_KEY} = $account->key;
+my $key_file = "$PostgreSQL::Test::Utils::tmp_check/cliniko.key";
+append_to_file($key_file, $account->key);
 $app->sync('clinic-1');
 $account->reset;
 $account->gates(2);
@@ -258,8 +260,9 @@ for my $block (@blocks)
 {
 	my %places = ('in the database of pg_cron' => 'postgres', 'in the copy' => 'copy');
 	my ($name) = $block->{sql} =~ /\A *(?:--.*\n)? *(.*)/;
-	my ($code, undef, $error) =
-	  $node->psql($places{ $block->{comment} } // 'app', $block->{sql}, on_error_stop => 1);
+	# the file that the guide has an administrator put where a test may not
+	my ($code, undef, $error) = $node->psql($places{ $block->{comment} } // 'app',
+		$block->{sql} =~ s{/run/cliniko\.key}{$key_file}r, on_error_stop => 1);
 
 	is($code, 0, "followed: $block->{section}: $name") or diag($error);
 	next if $app->sql(q(SELECT to_regclass('sync_logs') IS NULL)) eq 't';

@@ -208,7 +208,8 @@ for my $earlier (@versions)
 	grant_levels($restored);
 	is_like_fresh($restored, $db, "$earlier: restored");
 
-	# and syncs what has changed since.
+	# and syncs what has changed since, once its API keys are adopted.
+	is($restored->call('cliniko_adopt_keys()')->{adopted}, 1, "$earlier: restored: adopted");
 	$run = $restored->sync('clinic');
 	is_deeply([ $run->{status}, @{ $run->{metadata} }{qw(inserted updated unchanged)} ],
 		[ 'completed', 1, 2, 118 ], "$earlier: restored: syncs");

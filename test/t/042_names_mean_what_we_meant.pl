@@ -172,7 +172,7 @@ sub call_everything
 		my @calls = map { $order ? $_ : s/\b(cliniko_)/public.$1/gr } $read, $manage, $administer,
 		  "SELECT cliniko_setup('keeper'); SELECT cliniko_grant('desk', 'viewer');
 		   SELECT cliniko_revoke('desk'); SELECT cliniko_grant('desk', 'manager');
-		   SELECT cliniko_rotate_key();";
+		   SELECT cliniko_rotate_key(); SELECT cliniko_adopt_keys();";
 
 		$database->as_role('viewer', $claims, "$set $calls[0]");
 		$database->as_role('desk', $claims, "$set $calls[0] $calls[1]");

@@ -81,7 +81,7 @@ my %calls = (
 		SELECT cliniko_connect('clinic', 'KEY-clinic-au1'); SELECT cliniko_sync_all_organizations();
 		SELECT cliniko_cancel_sync('clinic'); SELECT cliniko_connect('another', 'KEY-another-au1');
 		SELECT cliniko_disconnect('another');),
-	own => q(SELECT cliniko_rotate_key();),
+	own => q(SELECT cliniko_rotate_key(); SELECT cliniko_adopt_keys();),
 	set_up => q(ALTER TABLE patients DROP COLUMN pronouns, DROP CONSTRAINT patients_org_cliniko_patient_unique;
 		ALTER TABLE sync_logs DROP CONSTRAINT sync_logs_status_check; DROP INDEX sync_logs_failed;
 		SELECT cliniko_setup(); SELECT cliniko_grant('viewer', 'admin'); SELECT cliniko_revoke('viewer');

@@ -93,7 +93,8 @@ sub need_pg_cron
 }
 
 # Make another database of the same server, or one that is only to be restored.
-# encoding: another than the server's; version: an earlier one of clinisync.
+# encoding: another than the server's; version: an earlier one of clinisync;
+# copy_of: the name of one that it is a copy of.
 sub new_database
 {
 	my ($self, $name, %options) = @_;
@@ -101,8 +102,9 @@ sub new_database
 	my $encoding = $options{encoding};
 
 	$self->sql("CREATE DATABASE $name"
-		  . ($encoding ? " ENCODING '$encoding' TEMPLATE template0" : ''));
-	$options{empty} ? $other->configure : $other->prepare($options{version});
+		  . ($encoding ? " ENCODING '$encoding' TEMPLATE template0" : '')
+		  . ($options{copy_of} ? " TEMPLATE $options{copy_of}" : ''));
+	$options{empty} || $options{copy_of} ? $other->configure : $other->prepare($options{version});
 	return $other;
 }
 
