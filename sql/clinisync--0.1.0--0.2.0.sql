@@ -766,7 +766,6 @@ RETURNS jsonb
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cliniko_adopt_keys() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cliniko_adopt_keys() IS
 'Has this database use the API keys that were sealed in another one, of which it is a copy or a restored dump, or by an earlier version; until then they cannot be read here. The key file must have the key that they were sealed with. Answers {success, message, adopted, unreadable (API keys that stayed as they were)}. Raises PT409 CREDENTIALS_UNREADABLE, with nothing changed, where none of these can be read.';
 
