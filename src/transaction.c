@@ -80,6 +80,8 @@ classify(int sqlstate)
 	{
 		case ERRCODE_CLINISYNC_GONE:
 			return TRANSACTION_NOT_RUNNING;
+			/* the tables are not to be used, until somebody says or mends it */
+		case ERRCODE_CLINISYNC_CONFLICT:
 		case ERRCODE_LOCK_NOT_AVAILABLE:
 		case ERRCODE_QUERY_CANCELED:
 		case ERRCODE_OBJECT_IN_USE:

@@ -57,7 +57,7 @@ is($db->sql('SELECT string_agg(xmin::text || id::text, $$,$$ ORDER BY id) FROM p
 is($db->sql(q(SELECT to_regproc('cliniko_sync_all') IS NULL)), 't', 'the functions are gone');
 
 # When the extension is created again, then it takes up what is there.
-$db->sql('CREATE EXTENSION clinisync');
+$db->sql('CREATE EXTENSION clinisync; SELECT cliniko_setup()');
 my $run = $db->sync('clinic');
 is($run->{status}, 'completed', 'created again: completed');
 is($run->{metadata}{unchanged}, 100, 'created again: what was there is unchanged');
@@ -69,7 +69,7 @@ $db->is_copy_of('clinic', $account, 'created again');
 $db->set(idle_timeout => '1min');
 $db->sync('clinic');
 is($db->workers, 1, 'the worker idles');
-$db->sql('DROP EXTENSION clinisync; CREATE EXTENSION clinisync');
+$db->sql('DROP EXTENSION clinisync; CREATE EXTENSION clinisync; SELECT cliniko_setup()');
 $account->mutate(edit => 1);
 is($db->sync('clinic')->{metadata}{updated}, 1, 'dropped while idle: goes on');
 

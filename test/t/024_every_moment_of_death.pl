@@ -49,7 +49,7 @@ my @deaths = (
 	{ name => 'extension_dropped', then => 'failed', error => 'CONFIGURATION_ERROR',
 		by => sub { $_[0]->sql('DROP EXTENSION clinisync') } },
 	{ name => 'extension_anew', then => 'on',
-		by => sub { $_[0]->sql('DROP EXTENSION clinisync; CREATE EXTENSION clinisync') } },
+		by => sub { $_[0]->sql('DROP EXTENSION clinisync; CREATE EXTENSION clinisync; SELECT cliniko_setup()') } },
 	{ name => 'extension_updated', then => 'on', by => \&update_extension },
 	{ name => 'dropped', then => 'nothing', by => \&drop_database },
 	{ name => 'another_dropped', then => 'on', by => \&drop_another_database },
@@ -394,7 +394,7 @@ for my $way (@ways)
 		{
 			# the worker ends the runs, also those that it had not begun, and leaves
 			$db->wait_for_workers(0);
-			$db->sql('CREATE EXTENSION clinisync');
+			$db->sql('CREATE EXTENSION clinisync; SELECT cliniko_setup()');
 		}
 		# the one whose run was in line asks, and that is enough for all
 		$db->newest_run('in_line') if $way->{poll};

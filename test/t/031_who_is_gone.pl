@@ -234,7 +234,7 @@ $db->set(page_size => 5);
 my %deaths = (
 	stopped_at_once => [ 1, sub { $db->node->stop('immediate'); $db->node->start } ],
 	stopped_fast => [ 1, sub { $db->node->restart } ],
-	extension_dropped => [ 0, sub { $db->sql('DROP EXTENSION clinisync; CREATE EXTENSION clinisync') } ],
+	extension_dropped => [ 0, sub { $db->sql('DROP EXTENSION clinisync; CREATE EXTENSION clinisync; SELECT cliniko_setup()') } ],
 	cancelled => [ 0, sub { $db->call(q(cliniko_cancel_sync('dying'))) } ],
 	disconnected => [ 0, sub { $db->call(q(cliniko_disconnect('dying'))) } ]);
 my $dying = synced_clinic('dying', patients => 100);
