@@ -8,8 +8,9 @@
  * leaves every patient where it is.
  *
  * Nothing is granted to anybody: see the end. Public functions are named
- * cliniko_*, those that only the others call are named clinisync_*. Arguments
- * that people write as literals are text, which an overload cannot beat.
+ * cliniko_*, those that only the others call are named clinisync_*; nobody else
+ * may use these names (clinisync_impostors). Names of roles are text, as people
+ * write them, so that PostgreSQL chooses our function.
  */
 \echo Use "CREATE EXTENSION clinisync" to load this file. \quit
 

@@ -176,7 +176,7 @@ sub call_everything
 
 		$database->as_role('viewer', $claims, "$set $calls[0]");
 		$database->as_role('desk', $claims, "$set $calls[0] $calls[1]");
-		$database->as_role('boss', {}, "$set $calls[0] $calls[1] $calls[2]");
+		$database->as_role($_, {}, "$set $calls[0] $calls[1] $calls[2]") for qw(boss keeper);
 		$database->sql("$set " . join '', @calls);
 	}
 }
@@ -214,7 +214,7 @@ sub prepare_roles
 	$database->sql(
 		q(SELECT cliniko_setup('keeper');
 		  SELECT cliniko_grant('viewer', 'viewer'); SELECT cliniko_grant('desk', 'manager');
-		  SELECT cliniko_grant('boss', 'admin')));
+		  SELECT cliniko_grant('boss', 'admin'); SELECT cliniko_grant('keeper', 'admin')));
 }
 
 $db->sql(

@@ -24,7 +24,7 @@ $db->sql(
 	  GRANT USAGE, CREATE ON SCHEMA public TO keeper;
 	  SELECT cliniko_setup('keeper');
 	  SELECT cliniko_grant('viewer', 'viewer'); SELECT cliniko_grant('desk', 'manager');
-	  SELECT cliniko_grant('boss', 'admin')));
+	  SELECT cliniko_grant('boss', 'admin'); SELECT cliniko_grant('keeper', 'admin')));
 my $account = $db->add_clinic('clinic', patients => 120, archived => 10);
 $db->sync('clinic');
 $db->sql(
@@ -90,6 +90,7 @@ my %may = (
 	viewer => [qw(read)],
 	desk => [qw(read manage)],
 	boss => [qw(read manage administer)],
+	keeper => [qw(read manage administer)],
 	outsider => [qw(read manage administer own set_up)]);
 my $settings = q(SELECT string_agg(name || '=' || setting, ',' ORDER BY name) FROM pg_settings
 	 WHERE name <> 'role' AND name !~ '^(clinisync|plpgsql)[.]'
