@@ -80,6 +80,12 @@ SELECT to_json(replace(value, chr(233), '<e9>')), pg_temp.verdict('vendor_name',
 FROM unnest(ARRAY[
 	'clinisync', 'Our Portal 2.0', '', 'Portal (beta)', '"Portal"', E'Portal\nX-Header: 1', E'Portal\r', 'Port' || chr(233) || 'l']) AS value;
 
+-- words, and a path
+SELECT name, value, pg_temp.verdict(name, value)
+FROM (VALUES ('notify', ARRAY['on', 'anonymous', 'off', 'loud', '']),
+	('org_claim', ARRAY['org_id', 'app_metadata.org_id', '{https://clinic.example/org_id}', '', '{org_id'])) AS settings (name, vals),
+	unnest(vals) AS value;
+
 -- the whole of a message; a value that was refused is not taken
 SELECT pg_temp.attempt($$ SET LOCAL clinisync.base_url = 'http://api.au1.cliniko.com/v1' $$);
 SELECT pg_temp.attempt($$ SET LOCAL clinisync.contact_email = 'nobody' $$);
