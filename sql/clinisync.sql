@@ -261,53 +261,76 @@ COMMENT ON FUNCTION @extschema@.clinisync_functions() IS
 'The functions that are members of the extension: what is granted or revoked is found here, never by its name.';
 
 CREATE FUNCTION @extschema@.clinisync_impostors()
-RETURNS SETOF oid
+RETURNS SETOF text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-SELECT p.oid
-FROM pg_extension e
-	JOIN pg_proc p ON p.pronamespace = e.extnamespace
-WHERE e.extname = 'clinisync'
-	AND p.proname IN (SELECT f.name FROM @extschema@.clinisync_functions() f
-					  UNION ALL SELECT 'cliniko_claimed_organization')
-	AND p.oid NOT IN (SELECT f.oid FROM @extschema@.clinisync_functions() f)
+WITH ours AS (
+	SELECT f.oid, f.name FROM @extschema@.clinisync_functions() f
+	UNION ALL
 	/* cliniko_setup() makes this one, and looks whose it is */
-	AND NOT (p.proname = 'cliniko_claimed_organization' AND p.pronargs = 0)
+	SELECT to_regprocedure('@extschema@.cliniko_claimed_organization()'), 'cliniko_claimed_organization')
+SELECT format('function %s', p.oid::regprocedure)
+FROM pg_proc p
+WHERE p.pronamespace = '@extschema@'::regnamespace AND p.proname IN (SELECT o.name FROM ours o)
+	AND NOT EXISTS (SELECT FROM ours o WHERE o.oid = p.oid)
+UNION ALL
+/* f('x') is a cast where there is a type f */
+SELECT format('type %s', format_type(t.oid, NULL))
+FROM pg_type t
+WHERE t.typnamespace = '@extschema@'::regnamespace AND t.typname IN (SELECT o.name FROM ours o)
 $$;
 COMMENT ON FUNCTION @extschema@.clinisync_impostors() IS
-'Functions in the extension''s schema that bear the name of one of ours and are not: with other arguments, or fewer of them, a call that was meant for ours could be theirs.';
+'Functions and types in the extension''s schema that bear the name of one of our functions and are not: a call that was meant for ours could be theirs.';
 
-CREATE FUNCTION @extschema@.clinisync_refuse_impostors()
+CREATE FUNCTION @extschema@.clinisync_guard()
 RETURNS event_trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	impostor oid;
+	ours CONSTANT regnamespace = (SELECT e.extnamespace FROM pg_extension e WHERE e.extname = 'clinisync');
+	impostor text;
 BEGIN
-	/* as clinisync_impostors() has it, which who runs this may not call */
-	SELECT c.objid INTO impostor
-	FROM pg_event_trigger_ddl_commands() c
-		JOIN pg_proc p ON p.oid = c.objid
-		JOIN pg_extension e ON e.extnamespace = p.pronamespace AND e.extname = 'clinisync'
-	WHERE c.classid = 'pg_proc'::regclass
-		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
-						AND d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid)
-		AND (p.proname = 'cliniko_claimed_organization' AND p.pronargs > 0
-			 OR p.proname IN (SELECT o.proname
-							  FROM pg_depend d JOIN pg_proc o ON o.oid = d.objid AND d.classid = 'pg_proc'::regclass
-							  WHERE d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'));
+	IF ours::text <> '@extschema@' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'feature_not_supported',
+			MESSAGE = 'the schema @extschema@ has clinisync in it and keeps its name',
+			HINT = 'To have clinisync elsewhere, drop the extension and create it there.';
+	END IF;
+
+	/* as clinisync_impostors() has it, which who runs this may not call; a stranger's is not held against others */
+	WITH names AS (
+		SELECT p.oid, p.proname AS name
+		FROM pg_extension e
+			JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+			JOIN pg_proc p ON p.oid = d.objid AND d.classid = 'pg_proc'::regclass
+		WHERE e.extname = 'clinisync'
+		UNION ALL SELECT p.oid, p.proname FROM pg_proc p
+		WHERE p.pronamespace = ours AND p.proname = 'cliniko_claimed_organization' AND p.pronargs = 0
+		UNION ALL SELECT 0, 'cliniko_claimed_organization')
+	SELECT i.description INTO impostor
+	FROM (
+			SELECT format('function %s', p.oid::regprocedure), p.proowner
+			FROM pg_proc p
+			WHERE p.pronamespace = ours AND p.proname IN (SELECT n.name FROM names n)
+				AND p.oid NOT IN (SELECT n.oid FROM names n)
+			UNION ALL
+			SELECT format('type %s', format_type(t.oid, NULL)), t.typowner
+			FROM pg_type t
+			WHERE t.typnamespace = ours AND t.typname IN (SELECT n.name FROM names n)
+		) AS i (description, owner)
+	WHERE pg_has_role(i.owner, 'USAGE');
 	IF FOUND THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'reserved_name',
-			MESSAGE = format('the name of %s is clinisync''s in this schema', impostor::regprocedure),
+			MESSAGE = format('the name of %s is clinisync''s in this schema', impostor),
 			HINT = 'Give it another name, or make it in another schema.';
 	END IF;
 END
 $$;
-COMMENT ON FUNCTION @extschema@.clinisync_refuse_impostors() IS
-'Of the event trigger of that name: refuses a function that bears the name of one of ours in the extension''s schema.';
+COMMENT ON FUNCTION @extschema@.clinisync_guard() IS
+'Of the event trigger of that name: refuses functions and types that bear the name of one of our functions in the extension''s schema, and another name for that.';
 
 CREATE FUNCTION @extschema@.clinisync_objects()
 RETURNS TABLE (object text, oid oid, owner oid, acl aclitem[])
@@ -399,7 +422,7 @@ FROM pg_proc p
 WHERE p.oid = to_regprocedure('@extschema@.cliniko_claimed_organization()')
 	AND p.proowner <> clinisync_structural_obstacles.owner
 UNION ALL
-SELECT format('the name of the function %s is clinisync''s: drop it', i::regprocedure)
+SELECT format('the name of the %s is clinisync''s: drop it', i)
 FROM @extschema@.clinisync_impostors() i
 UNION ALL
 /* patients.id may have any type that fills itself: nothing refers to it */
@@ -581,20 +604,30 @@ RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET client_min_messages = warning
+SET quote_all_identifiers = off
 AS $$
 DECLARE
 	tables CONSTANT name[] = ARRAY['cliniko_organizations', 'patients', 'sync_logs'];
-	keeper CONSTANT regrole = CASE WHEN owner IS NOT NULL THEN @extschema@.clinisync_role(owner)
-		ELSE coalesce(@extschema@.clinisync_said_owner(), quote_ident(current_user)::regrole) END;
-	/* who makes what needs CREATE on the schema: the caller where the owner may not */
-	maker CONSTANT regrole = CASE WHEN has_schema_privilege(keeper, '@extschema@'::regnamespace::oid, 'CREATE')
-		THEN keeper ELSE quote_ident(current_user)::regrole END;
+	caller CONSTANT regrole = quote_ident(current_user)::regrole;
+	keeper regrole;
+	maker regrole;
 	changes text[] = '{}';
 	obstacles text[];
 	kept oid[];
 	statement text;
 BEGIN
 	PERFORM @extschema@.clinisync_lock();
+	keeper = CASE WHEN owner IS NOT NULL THEN @extschema@.clinisync_role(owner)
+		ELSE coalesce(@extschema@.clinisync_said_owner(), caller) END;
+	/* who makes what needs CREATE on the schema: the caller where the owner may not */
+	maker = CASE WHEN has_schema_privilege(keeper, '@extschema@'::regnamespace::oid, 'CREATE')
+		THEN keeper ELSE caller END;
+	/* work on the tables is done as their owner, who has to reach them */
+	IF NOT has_schema_privilege(keeper, '@extschema@'::regnamespace::oid, 'USAGE') THEN
+		statement = format('GRANT USAGE ON SCHEMA @extschema@ TO %s', keeper);
+		EXECUTE statement;
+		changes = changes || statement;
+	END IF;
 
 	obstacles = ARRAY(SELECT @extschema@.clinisync_obstacles(keeper));
 	IF obstacles <> '{}' THEN
@@ -680,13 +713,6 @@ BEGIN
 		PERFORM @extschema@.clinisync_execute_as(maker, statement);
 		changes = changes || statement;
 	END LOOP;
-
-	/* work on the tables is done as their owner, who has to reach them */
-	IF NOT has_schema_privilege(keeper, '@extschema@'::regnamespace::oid, 'USAGE') THEN
-		statement = format('GRANT USAGE ON SCHEMA @extschema@ TO %s', keeper);
-		EXECUTE statement;
-		changes = changes || statement;
-	END IF;
 
 	FOR statement IN
 		SELECT c.definition
@@ -966,15 +992,29 @@ RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET client_min_messages = warning
+SET quote_all_identifiers = off
 AS $$
 DECLARE
 	whom CONSTANT regrole = @extschema@.clinisync_role(role);
+	g record;
 BEGIN
 	PERFORM @extschema@.clinisync_lock();
 
 	/* each grant is its grantor's to take, with what the role has granted on; what it owns, it may by owning */
-	PERFORM @extschema@.clinisync_execute_as(g.grantor, format('REVOKE ALL %s FROM %s CASCADE', g.object, whom))
-	FROM (SELECT DISTINCT p.object, p.grantor FROM @extschema@.clinisync_privileges() p WHERE p.grantee = whom) AS g;
+	FOR g IN
+		SELECT DISTINCT p.object, p.grantor::regrole AS grantor,
+			has_schema_privilege(p.grantor, '@extschema@'::regnamespace::oid, 'USAGE') AS reaches
+		FROM @extschema@.clinisync_privileges() p WHERE p.grantee = whom
+	LOOP
+		/* who cannot reach the schema any more reaches it for that */
+		IF NOT g.reaches THEN
+			EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %s', g.grantor);
+		END IF;
+		PERFORM @extschema@.clinisync_execute_as(g.grantor, format('REVOKE ALL %s FROM %s CASCADE', g.object, whom));
+		IF NOT g.reaches THEN
+			EXECUTE format('REVOKE USAGE ON SCHEMA @extschema@ FROM %s', g.grantor);
+		END IF;
+	END LOOP;
 	PERFORM @extschema@.clinisync_execute_as(a.grantor, format('REVOKE USAGE ON SCHEMA @extschema@ FROM %s CASCADE', whom))
 	FROM pg_namespace n, aclexplode(n.nspacl) a
 	WHERE n.oid = '@extschema@'::regnamespace AND a.grantee = whom AND a.privilege_type = 'USAGE' AND n.nspowner <> whom
@@ -997,6 +1037,7 @@ RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET client_min_messages = warning
+SET quote_all_identifiers = off
 AS $$
 DECLARE
 	whom CONSTANT regrole = @extschema@.clinisync_role(role);
@@ -1072,20 +1113,21 @@ BEGIN
 		EXECUTE statement;
 	END LOOP;
 
-	SELECT string_agg(i::regprocedure::text, ', ') INTO impostors
+	SELECT string_agg(i, ', ') INTO impostors
 	FROM @extschema@.clinisync_impostors() i;
 	IF impostors IS NOT NULL THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'reserved_name',
 			MESSAGE = format('names that clinisync needs are taken: %s', impostors),
-			HINT = 'Find out who made these functions. Drop them, or create the extension in another schema.';
+			HINT = 'Find out who made these. Drop them, or create the extension in another schema.';
 	END IF;
 END
 $$;
 
-CREATE EVENT TRIGGER clinisync_refuse_impostors ON ddl_command_end
-WHEN TAG IN ('CREATE FUNCTION', 'CREATE PROCEDURE', 'CREATE AGGREGATE',
-	'ALTER FUNCTION', 'ALTER PROCEDURE', 'ALTER ROUTINE', 'ALTER AGGREGATE')
-EXECUTE FUNCTION @extschema@.clinisync_refuse_impostors();
-COMMENT ON EVENT TRIGGER clinisync_refuse_impostors IS
-'clinisync: no function in its schema bears the name of one of ours';
+CREATE EVENT TRIGGER clinisync_guard ON ddl_command_end
+WHEN TAG IN ('CREATE FUNCTION', 'CREATE PROCEDURE', 'CREATE AGGREGATE', 'CREATE TYPE', 'CREATE DOMAIN',
+	'ALTER FUNCTION', 'ALTER PROCEDURE', 'ALTER ROUTINE', 'ALTER AGGREGATE', 'ALTER TYPE', 'ALTER DOMAIN',
+	'CREATE EXTENSION', 'ALTER EXTENSION', 'ALTER SCHEMA')
+EXECUTE FUNCTION @extschema@.clinisync_guard();
+COMMENT ON EVENT TRIGGER clinisync_guard IS
+'clinisync: its schema keeps its name, and nothing in it bears the name of one of our functions';

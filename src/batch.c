@@ -93,13 +93,13 @@ read_known(uint64 row, Known *known)
 {
 	bool		isnull;
 
-	(void) statement_column(row, 1, &isnull);
+	(void) statement_column(row, 1, INT8OID, &isnull);
 	known->known = !isnull;
 	if (isnull)
 		return;
-	known->deleted = DatumGetBool(statement_column(row, 2, &isnull));
-	known->comparable = DatumGetBool(statement_column(row, 3, &isnull));
-	known->hash = DatumGetInt64(statement_column(row, 4, &isnull));
+	known->deleted = DatumGetBool(statement_column(row, 2, BOOLOID, &isnull));
+	known->comparable = DatumGetBool(statement_column(row, 3, BOOLOID, &isnull));
+	known->hash = DatumGetInt64(statement_column(row, 4, INT8OID, &isnull));
 }
 
 /*
@@ -165,7 +165,7 @@ look_through(const Catalog *catalog, const Run *run, const PassagePart *part, Kn
 	for (uint64 row = 0; row < SPI_processed; row++)
 	{
 		bool		isnull;
-		int64		id = DatumGetInt64(statement_column(row, 1, &isnull));
+		int64		id = DatumGetInt64(statement_column(row, 1, INT8OID, &isnull));
 
 		/* both are in the order of their ids, but for records without one */
 		while (i < part->nrecords && part->records[i].id < id)
@@ -173,7 +173,7 @@ look_through(const Catalog *catalog, const Run *run, const PassagePart *part, Kn
 		if (i < part->nrecords && part->records[i].id == id)
 			read_known(row, &known[i]);
 		else
-			missing += DatumGetBool(statement_column(row, 5, &isnull));
+			missing += DatumGetBool(statement_column(row, 5, BOOLOID, &isnull));
 	}
 	return missing;
 }
@@ -202,7 +202,7 @@ count_missing(const Catalog *catalog, const Run *run, const PassagePart *part, c
 			"   AND cliniko_patient_id < $3 AND deleted_at IS NULL"
 			"   AND missing_sync_id IS DISTINCT FROM $4", 4, types);
 	statement_execute(&statement, values, NULL, false);
-	return DatumGetInt64(statement_column(0, 1, &isnull)) - listed;
+	return DatumGetInt64(statement_column(0, 1, INT8OID, &isnull)) - listed;
 }
 
 /*

@@ -100,7 +100,7 @@ caller_claimed_organization(const Catalog *catalog)
 					  "               coalesce(nullif(current_setting('clinisync.org_claim', true), ''),"
 					  "                        'org_id')) AS token (claims, path)", 0, NULL);
 	statement_execute(&statement, NULL, NULL, true);
-	claimed = statement_column(0, 1, &isnull);
+	claimed = statement_column(0, 1, TEXTOID, &isnull);
 	return isnull ? NULL : TextDatumGetCString(claimed);
 }
 

@@ -11,6 +11,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
@@ -105,8 +106,9 @@ said_owner(const Catalog *catalog, Oid schema)
 	HeapTuple	tuple;
 	Oid			owner = InvalidOid;
 
-	/* 0.1.0 has none, until ALTER EXTENSION UPDATE */
-	if (!OidIsValid(relid))
+	/* 0.1.0 has none, until ALTER EXTENSION UPDATE; what has that name then is somebody else's */
+	if (!OidIsValid(relid) ||
+		getExtensionOfObject(RelationRelationId, relid) != get_extension_oid(EXTENSION_NAME, true))
 		return relation_owner(catalog->tables[CATALOG_ORGANIZATIONS]);
 	relation = table_open(relid, AccessShareLock);
 	scan = systable_beginscan(relation, InvalidOid, false, NULL, 0, NULL);

@@ -14,7 +14,9 @@ typedef struct Identity
 {
 	Oid			user;
 	int			security_context;
-	int			nest_level;		/* of settings; 0 after identity_become() */
+	int			nest_level;		/* of settings; 0 after identity_become(), as are the next */
+	const char *query;
+	ErrorContextCallback *context;
 } Identity;
 
 extern void identity_become(Oid role, Identity *saved);

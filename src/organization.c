@@ -14,6 +14,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 
@@ -86,9 +87,9 @@ execute_as_owner(const Catalog *catalog, const char *template, Parameters *param
 }
 
 static Datum
-column(int number, bool *isnull)
+column(int number, Oid type, bool *isnull)
 {
-	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, number, isnull);
+	return statement_column(0, number, type, isnull);
 }
 
 /* A text column of the row, in memory that outlives SPI, or NULL. */
@@ -147,7 +148,7 @@ static bytea *
 bytea_column(int number)
 {
 	bool		isnull;
-	Datum		value = column(number, &isnull);
+	Datum		value = column(number, BYTEAOID, &isnull);
 
 	return isnull ? NULL : DatumGetByteaP(SPI_datumTransfer(PointerGetDatum(DatumGetByteaP(value)),
 															false, -1));
@@ -169,7 +170,7 @@ organization_load(const Catalog *catalog, const char *org, Organization *loaded)
 						 " WHERE organization_id = $1", &parameters, false) == 0)
 		return;
 	loaded->api_key_sealed = bytea_column(1);
-	loaded->sync_enabled = DatumGetBool(column(2, &isnull));
+	loaded->sync_enabled = DatumGetBool(column(2, BOOLOID, &isnull));
 	loaded->shard = text_column(3);
 	loaded->name = text_column(4);
 	loaded->account_id = text_column(5);
@@ -411,8 +412,11 @@ insert_run(const Catalog *catalog, const char *org, const char *since)
 							"  CASE WHEN $3 IS NOT NULL"
 							"       THEN jsonb_build_object('changed_since', $3) END)"
 							" ON CONFLICT (organization_id) WHERE status = 'running' DO NOTHING"
-							" RETURNING id, operation_type", &parameters, false) == 1;
+							" RETURNING id::bigint, operation_type", &parameters, false) == 1;
 }
+
+/* How often a run that is there at one moment may be gone at the next. */
+#define MOST_TRIES 100
 
 /*
  * Find the run that is running, or insert one. A concurrent call for the same
@@ -427,11 +431,17 @@ organization_start_run(const Catalog *catalog, const char *org, bool only_change
 	bool		isnull;
 
 	add_text(&parameters, org);
-	for (;;)
+	for (int tries = 0;; tries++)
 	{
+		CHECK_FOR_INTERRUPTS();
+		if (tries == MOST_TRIES)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("no run can be inserted into %s.sync_logs", catalog->schema),
+					 errhint("A trigger or a rule on the table keeps it out.")));
 		*started = false;
 		if (execute_as_owner(catalog,
-							 "SELECT id, operation_type"
+							 "SELECT id::bigint, operation_type"
 							 "  FROM @schema@.sync_logs"
 							 " WHERE organization_id = $1 AND status = 'running'",
 							 &parameters, false) > 0)
@@ -439,10 +449,11 @@ organization_start_run(const Catalog *catalog, const char *org, bool only_change
 		*started = insert_run(catalog, org, since);
 		if (*started)
 			break;
+		SPI_freetuptable(SPI_tuptable);
 		/* somebody else's is running now, or has ended in between */
 	}
 	*operation_type = text_column(2);
-	return DatumGetInt64(column(1, &isnull));
+	return DatumGetInt64(column(1, INT8OID, &isnull));
 }
 
 /*
@@ -464,10 +475,10 @@ organization_cancel_run(const Catalog *catalog, const char *org)
 	if (execute_as_owner(catalog,
 						 STORE_END_RUNS
 						 "   AND organization_id = $1"
-						 " RETURNING id, coalesce((metadata ->> 'progress_percent')::float8, 0)",
+						 " RETURNING id::bigint, coalesce((metadata ->> 'progress_percent')::float8, 0)",
 						 &parameters, false) == 0)
 		return 0;
-	id = DatumGetInt64(column(1, &isnull));
-	run_notify(org, id, "failed", DatumGetFloat8(column(2, &isnull)));
+	id = DatumGetInt64(column(1, INT8OID, &isnull));
+	run_notify(org, id, "failed", DatumGetFloat8(column(2, FLOAT8OID, &isnull)));
 	return id;
 }

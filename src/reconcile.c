@@ -41,7 +41,7 @@ begin(const Catalog *catalog, void *arg)
 				" WHERE organization_id = $1 AND cliniko_patient_id IS NOT NULL"
 				"   AND deleted_at IS NULL", 1, types);
 		statement_execute(&statement, values, NULL, false);
-		run->state.missing = Max(DatumGetInt64(statement_column(0, 1, &isnull)) -
+		run->state.missing = Max(DatumGetInt64(statement_column(0, 1, INT8OID, &isnull)) -
 								 run_success(run) - run->state.kept, 0);
 	}
 	store_write_progress(catalog, run);
@@ -92,7 +92,7 @@ name_next(const Catalog *catalog, void *arg)
 			" ORDER BY cliniko_patient_id LIMIT $5", 5, types);
 	list->nnamed = statement_execute(&statement, values, NULL, false);
 	for (int i = 0; i < list->nnamed; i++)
-		list->named[i] = DatumGetInt64(statement_column(i, 1, &isnull));
+		list->named[i] = DatumGetInt64(statement_column(i, 1, INT8OID, &isnull));
 }
 
 /* Choose the missing patients to ask for next; none where all were asked for. */

@@ -33,10 +33,10 @@
 
 /* The one row's first column, in memory that outlives SPI. */
 static Datum
-take_answer(void)
+take_answer(Oid type)
 {
 	bool		isnull;
-	Datum		answer = statement_column(0, 1, &isnull);
+	Datum		answer = statement_column(0, 1, type, &isnull);
 
 	return SPI_datumTransfer(answer, false, -1);
 }
@@ -47,7 +47,7 @@ take_flag(void)
 {
 	bool		isnull;
 
-	return DatumGetBool(statement_column(0, 2, &isnull));
+	return DatumGetBool(statement_column(0, 2, BOOLOID, &isnull));
 }
 
 /*
@@ -90,7 +90,7 @@ report_organizations(const Catalog *catalog)
 						"          FROM @schema@.cliniko_organizations"
 						"         WHERE $1 OR organization_id = $2"
 						"         ORDER BY place LIMIT " MAX_ORGANIZATIONS " + 1) AS o");
-	return take_answer();
+	return take_answer(JSONBOID);
 }
 
 /* The ids, as text[], of the organizations that the caller may see and that can be synced. */
@@ -104,7 +104,7 @@ report_enabled(const Catalog *catalog)
 						"  FROM @schema@.cliniko_organizations"
 						" WHERE sync_enabled AND api_key_sealed IS NOT NULL AND shard IS NOT NULL"
 						"   AND ($1 OR organization_id = $2)");
-	return take_answer();
+	return take_answer(TEXTARRAYOID);
 }
 
 /* What logs can be asked for. */
@@ -222,7 +222,7 @@ report_logs(const Catalog *catalog, const char *org, const LogFilter *filter, bo
 		statement_prepare(statement, catalog, logs_sql(filter), lengthof(types), types);
 	statement_execute_as_owner(statement, catalog, values, NULL, true);
 	*running = take_flag();
-	return take_answer();
+	return take_answer(JSONBOID);
 }
 
 /* Tell how an organization stands, and whether a run is running. */
@@ -288,7 +288,7 @@ report_status(const Catalog *catalog, const char *org, bool *running)
 					  "   LEFT JOIN last_full ON true", lengthof(types), types);
 	statement_execute_as_owner(&statement, catalog, values, NULL, true);
 	*running = take_flag();
-	return take_answer();
+	return take_answer(JSONBOID);
 }
 
 static Datum
@@ -398,5 +398,5 @@ report_active_patients(const Catalog *catalog, const char *org, const PatientFil
 	statement_prepare(statement, catalog, all ? all_patients : matching_patients,
 					  lengthof(types), types);
 	statement_execute_as_owner(statement, catalog, values, nulls, true);
-	return take_answer();
+	return take_answer(JSONBOID);
 }

@@ -259,13 +259,18 @@ run_update_percent(Run *run)
 	run->state.percent = Max(run->state.percent, percent);
 }
 
+/* How full the queue of notifications, which all databases share, may be with ours. */
+#define MOST_QUEUED 0.5
+
 /* Tell who listens of a run, when the transaction commits. */
 void
 run_notify(const char *organization_id, int64 id, const char *status, double percent)
 {
 	StringInfoData payload;
 
-	if (clinisync_notify == NOTIFY_OFF)
+	/* a session that listens and sleeps fills the queue: no run fails for that */
+	if (clinisync_notify == NOTIFY_OFF ||
+		DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, (Datum) 0)) > MOST_QUEUED)
 		return;
 	initStringInfo(&payload);
 	appendStringInfoChar(&payload, '{');

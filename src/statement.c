@@ -14,6 +14,7 @@
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 
+#include "clinisync.h"
 #include "identity.h"
 #include "statement.h"
 
@@ -106,9 +107,19 @@ statement_execute_as_owner(const Statement *statement, const Catalog *catalog, D
 	return rows;
 }
 
-/* A column, counted from 1, of a row that the last statement returned. */
+/*
+ * A column, counted from 1, of a row that the last statement returned. It is of the
+ * type that is expected, whatever the tables' owner has made of the table's.
+ */
 Datum
-statement_column(uint64 row, int number, bool *isnull)
+statement_column(uint64 row, int number, Oid type, bool *isnull)
 {
+	if (SPI_gettypeid(SPI_tuptable->tupdesc, number) != type)
+		ereport(ERROR,
+				(errcode(ERRCODE_CLINISYNC_CONFLICT),
+				 errmsg("column \"%s\" of a table of clinisync's has another type than it should",
+						SPI_fname(SPI_tuptable->tupdesc, number)),
+				 errdetail("SETUP_REQUIRED"),
+				 errhint("Run cliniko_setup(), which says what is wrong.")));
 	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, isnull);
 }

@@ -28,6 +28,6 @@ extern uint64 statement_execute(const Statement *statement, Datum *values, const
 								bool read_only);
 extern uint64 statement_execute_as_owner(const Statement *statement, const Catalog *catalog,
 										 Datum *values, const char *nulls, bool read_only);
-extern Datum statement_column(uint64 row, int number, bool *isnull);
+extern Datum statement_column(uint64 row, int number, Oid type, bool *isnull);
 
 #endif							/* CLINISYNC_STATEMENT_H */

@@ -62,8 +62,8 @@ list_running(const Catalog *catalog, void *arg)
 	{
 		bool		isnull;
 
-		list->keys[i].id = DatumGetInt64(statement_column(i, 1, &isnull));
-		list->keys[i].organization_id = TextDatumGetCString(statement_column(i, 2, &isnull));
+		list->keys[i].id = DatumGetInt64(statement_column(i, 1, INT8OID, &isnull));
+		list->keys[i].organization_id = TextDatumGetCString(statement_column(i, 2, TEXTOID, &isnull));
 	}
 	MemoryContextSwitchTo(old_context);
 }
@@ -118,27 +118,27 @@ load_run(const Catalog *catalog, void *arg)
 	old_context = MemoryContextSwitchTo(run->context);
 	run->id = load->key->id;
 	run->organization_id = pstrdup(load->key->organization_id);
-	run->operation_type = TextDatumGetCString(statement_column(0, 1, &isnull));
-	run->started_at = DatumGetTimestampTz(statement_column(0, 2, &isnull));
-	value = statement_column(0, 5, &isnull);
+	run->operation_type = TextDatumGetCString(statement_column(0, 1, TEXTOID, &isnull));
+	run->started_at = DatumGetTimestampTz(statement_column(0, 2, TIMESTAMPTZOID, &isnull));
+	value = statement_column(0, 5, BYTEAOID, &isnull);
 	if (isnull)
 		run->key_problem = "It was removed: pass the API key to cliniko_connect() again.";
 	else
 		run->api_key = secret_open(DatumGetByteaPP(value), run->organization_id,
 								   &run->key_problem);
-	value = statement_column(0, 6, &isnull);
+	value = statement_column(0, 6, TEXTOID, &isnull);
 	if (run->api_key)
 		run->key_problem = cliniko_shard_problem(run->api_key,
 												 isnull ? NULL : TextDatumGetCString(value));
-	value = statement_column(0, 7, &isnull);
+	value = statement_column(0, 7, TEXTOID, &isnull);
 	if (!isnull)
 		run->account_id = TextDatumGetCString(value);
 	MemoryContextSwitchTo(old_context);
 
-	value = statement_column(0, 3, &isnull);
+	value = statement_column(0, 3, TEXTOID, &isnull);
 	if (!isnull)
 		run_restore(run, TextDatumGetCString(value),
-					TextDatumGetCString(statement_column(0, 4, &isnull)));
+					TextDatumGetCString(statement_column(0, 4, TEXTOID, &isnull)));
 }
 
 /*
@@ -286,14 +286,14 @@ end_all(const Catalog *catalog, void *arg)
 	};
 
 	statement_prepare(&statement, catalog,
-			STORE_END_RUNS " AND $1 IS NULL RETURNING l.organization_id, l.id", 4, types);
+			STORE_END_RUNS " AND $1 IS NULL RETURNING l.organization_id::text, l.id::bigint", 4, types);
 	statement_execute(&statement, values, "n   ", false);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
 
-		run_notify(TextDatumGetCString(statement_column(i, 1, &isnull)),
-				   DatumGetInt64(statement_column(i, 2, &isnull)), "failed", 0);
+		run_notify(TextDatumGetCString(statement_column(i, 1, TEXTOID, &isnull)),
+				   DatumGetInt64(statement_column(i, 2, INT8OID, &isnull)), "failed", 0);
 	}
 }
 

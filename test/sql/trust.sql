@@ -185,19 +185,60 @@ SELECT pg_temp.command(command) FROM unnest(ARRAY[
 	'ALTER FUNCTION public.cliniko_unheard_of() RENAME TO cliniko_status',
 	'ALTER FUNCTION elsewhere.cliniko_status(text) SET SCHEMA public',
 	'ALTER FUNCTION public.cliniko_unheard_of() STABLE',
+	/* f(literal) is a cast where there is a type f */
+	'CREATE DOMAIN public.cliniko_sync_all AS text CHECK (elsewhere.cliniko_status(VALUE) IS NOT NULL)',
+	'CREATE TYPE public.cliniko_status AS ENUM (''clinic'')',
+	'CREATE TYPE public.cliniko_setup',
+	'CREATE TYPE public.clinic_range AS RANGE (subtype = int4, multirange_type_name = cliniko_setup)',
+	'CREATE TYPE public.cliniko_revoke AS RANGE (subtype = int4)',
+	'CREATE DOMAIN public.clinic AS text',
+	'ALTER DOMAIN public.clinic RENAME TO cliniko_sync_all',
+	'DROP DOMAIN public.clinic',
+	/* a composite type is none */
+	'CREATE TABLE public.cliniko_status (org text)',
+	'DROP TABLE public.cliniko_status',
 	'DROP FUNCTION elsewhere.cliniko_status(text), public.cliniko_unheard_of()']) AS command;
 RESET ROLE;
 -- those who look after it are not hindered
 ALTER FUNCTION cliniko_status(text) COST 200;
 SELECT cliniko_setup() ->> 'message';
 CREATE OR REPLACE FUNCTION cliniko_claimed_organization() RETURNS text LANGUAGE sql STABLE RETURN NULL::text;
+SELECT pg_temp.command('ALTER SCHEMA public RENAME TO ours');
+SELECT pg_temp.command('ALTER SCHEMA elsewhere RENAME TO nowhere');
 -- what came in all the same is an obstacle, and is granted to nobody
-ALTER EVENT TRIGGER clinisync_refuse_impostors DISABLE;
+ALTER EVENT TRIGGER clinisync_guard DISABLE;
 CREATE FUNCTION cliniko_status(org text, whatever int DEFAULT 1) RETURNS text LANGUAGE sql RETURN 'sprung';
 REVOKE ALL ON FUNCTION cliniko_status(text, int) FROM PUBLIC;
 SELECT pg_temp.attempt('SELECT cliniko_setup()');
 SELECT pg_temp.attempt($$ SELECT cliniko_grant('regress_clinisync_first', 'viewer') $$);
 SELECT has_function_privilege('regress_clinisync_first', 'cliniko_status(text, int)', 'EXECUTE');
+ROLLBACK;
+
+-- with types that were there first it is not created
+BEGIN;
+CREATE DOMAIN cliniko_sync_all AS text;
+SELECT pg_temp.command('CREATE EXTENSION clinisync');
+ROLLBACK;
+
+--
+-- Another schema, which the owner can neither use nor fill; and another way to print names
+--
+BEGIN;
+CREATE SCHEMA regress_clinisync_home;
+CREATE EXTENSION clinisync SCHEMA regress_clinisync_home;
+SET LOCAL quote_all_identifiers = on;
+SELECT answer ->> 'owner', answer ->> 'message' FROM regress_clinisync_home.cliniko_setup('regress_clinisync_keeper') AS answer;
+SELECT answer ->> 'message', answer -> 'changes' FROM regress_clinisync_home.cliniko_setup() AS answer;
+-- who has granted and cannot reach the schema any more
+SELECT regress_clinisync_home.cliniko_grant('regress_clinisync_first', 'viewer') ->> 'level';
+GRANT SELECT ON regress_clinisync_home.patients TO regress_clinisync_first WITH GRANT OPTION;
+SET LOCAL ROLE regress_clinisync_first;
+GRANT SELECT ON regress_clinisync_home.patients TO regress_clinisync_second;
+RESET ROLE;
+REVOKE USAGE ON SCHEMA regress_clinisync_home FROM regress_clinisync_first;
+SELECT regress_clinisync_home.cliniko_revoke('regress_clinisync_second') ->> 'message';
+SELECT has_table_privilege('regress_clinisync_second', 'regress_clinisync_home.patients', 'SELECT'),
+	has_schema_privilege('regress_clinisync_first', 'regress_clinisync_home', 'USAGE');
 ROLLBACK;
 
 --

@@ -9,6 +9,7 @@ use FindBin;
 use lib $FindBin::RealBin;
 
 use Clinisync;
+use List::Util qw(uniq);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -117,6 +118,67 @@ my $from = -s $log;
 $db->start('clinic');
 $db->wait_until(q(SELECT cliniko_status('clinic') ->> 'sync_status' = 'completed'));
 is(runners($from), 'keeper', 'the worker: it is the owner who runs it');
+
+# What a caller has queued runs as the caller, whatever name it has, and a foreign
+# key of another schema's is no trouble.
+$db->sql(
+	q(CREATE SCHEMA app; GRANT REFERENCES ON patients TO outsider; GRANT CREATE ON SCHEMA public TO viewer;
+	  ALTER TABLE patients ADD CONSTRAINT old_reference UNIQUE (organization_id, old_reference_id) DEFERRABLE;
+	  CREATE TABLE app.visits (organization_id text, patient bigint,
+		CONSTRAINT visits_patient FOREIGN KEY (organization_id, patient)
+		REFERENCES patients (organization_id, cliniko_patient_id) DEFERRABLE INITIALLY DEFERRED)));
+$from = -s $log;
+$db->as_role('viewer', { org_id => 'clinic' },
+	q(CREATE TABLE public.bait (i int);
+	  CREATE FUNCTION public.pay() RETURNS trigger LANGUAGE plpgsql AS
+	  'BEGIN RAISE LOG ''a bait ran as %'', current_user; RETURN NULL; END';
+	  CREATE CONSTRAINT TRIGGER old_reference AFTER INSERT ON public.bait
+		DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.pay();
+	  BEGIN; INSERT INTO public.bait VALUES (1); SELECT cliniko_list_organizations(); COMMIT;));
+is_deeply([ uniq slurp_file($log, $from) =~ /a bait ran as (\w+)/g ], ['viewer'],
+	'what a caller has queued runs as the caller');
+
+# The owner's triggers see neither the statement that has called, which may hold an
+# API key, nor the token that came with it.
+$db->sql(
+	q(CREATE TABLE public.seen (what text); GRANT INSERT ON seen TO keeper;
+	  SET ROLE keeper;
+	  CREATE FUNCTION public.spy() RETURNS trigger LANGUAGE plpgsql AS $$
+	  DECLARE context text;
+	  BEGIN
+		GET DIAGNOSTICS context = PG_CONTEXT;
+		INSERT INTO public.seen VALUES (concat_ws(E'\n', 'seen:', current_query(), context,
+			current_setting('request.headers', true), current_setting('request.cookies', true)));
+		RETURN NEW;
+	  END $$;
+	  CREATE TRIGGER spy BEFORE INSERT OR UPDATE ON cliniko_organizations
+		FOR EACH ROW EXECUTE FUNCTION public.spy()));
+$db->sql(
+	q(SET request.headers = '{"authorization": "Bearer SECRET-token"}'; SET request.cookies = '{"t": "SECRET-cookie"}';
+	  SELECT cliniko_connect('clinic', 'SECRET-one-au1');
+	  DO $$ BEGIN PERFORM cliniko_connect('clinic', 'SECRET-two-au1'); END $$;
+	  SELECT current_setting('request.headers') LIKE '%SECRET-token%', current_query() LIKE '%current_query%'))
+  =~ /^t\|t$/m or fail('the session is as it was');
+is($db->sql(q(SELECT count(*) > 0, count(*) FILTER (WHERE what LIKE '%SECRET%') FROM seen)), 't|0',
+	'the owner sees neither keys nor tokens');
+$db->sql('DROP TRIGGER spy ON cliniko_organizations');
+$db->connect('clinic', $account);
+
+# A trigger that lets no run in costs an error, not the server's memory.
+$db->wait_for_runs('clinic');
+$db->sql(
+	q(SET ROLE keeper;
+	  CREATE FUNCTION public.keep_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+	  CREATE TRIGGER keep_out BEFORE INSERT ON sync_logs FOR EACH ROW EXECUTE FUNCTION public.keep_out()));
+like($db->refusal(q(SELECT cliniko_sync_all('clinic'))), qr/ERROR:  55000: no run can be inserted into public[.]sync_logs/,
+	'a trigger that keeps runs out');
+$db->sql('DROP TRIGGER keep_out ON sync_logs');
+
+# A column of another type is not taken for what it was.
+$db->sql(q(ALTER TABLE sync_logs RENAME COLUMN id TO kept; ALTER TABLE sync_logs ADD COLUMN id text DEFAULT 'x'));
+like($db->refusal(qq(SET request.jwt.claims = '{"org_id": "clinic"}'; SELECT $_)), qr/ERROR:  /, "an id of another type: $_")
+  for q(cliniko_sync_all('clinic')), q(cliniko_cancel_sync('clinic'));
+$db->sql(q(ALTER TABLE sync_logs DROP COLUMN id; ALTER TABLE sync_logs RENAME COLUMN kept TO id));
 
 # A view, or a foreign table, in the place of a table is not read, nor written
 # to: the call says so.
