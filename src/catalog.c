@@ -239,6 +239,7 @@ catalog_find(Catalog *catalog)
 	if (name == NULL)
 		return false;
 	catalog->schema = pstrdup(quote_identifier(name));
+	catalog->namespace = schema;
 	for (int i = 0; i < CATALOG_TABLES; i++)
 		catalog->tables[i] = get_relname_relid(tables[i].name, schema);
 	catalog->owner = said_owner(catalog, schema);
@@ -310,6 +311,36 @@ catalog_require_setup(Catalog *catalog)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("extension \"%s\" is not installed in this database", EXTENSION_NAME)));
 	catalog_require_tables(catalog);
+}
+
+/*
+ * Raise an error where one of these relations, which are locked, has the name of a
+ * table of ours and is another than was looked at: who owns the schema can drop a
+ * table and make one, meanwhile.
+ */
+void
+catalog_require_same(const Catalog *catalog, List *relations)
+{
+	ListCell   *cell;
+
+	foreach(cell, relations)
+	{
+		Oid			relation = lfirst_oid(cell);
+
+		if (get_rel_namespace(relation) != catalog->namespace)
+			continue;
+		for (int i = 0; i < CATALOG_TABLES; i++)
+		{
+			if (relation != catalog->tables[i] &&
+				strcmp(get_rel_name(relation), tables[i].name) == 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_CLINISYNC_CONFLICT),
+						 errmsg("%s.%s is another table than a moment ago", catalog->schema,
+								tables[i].name),
+						 errdetail("SETUP_REQUIRED"),
+						 errhint("Find out who has exchanged it. What is there now was not touched.")));
+		}
+	}
 }
 
 /* A statement with the schema in the place of @schema@. */

@@ -7,6 +7,8 @@
 
 #include "postgres.h"
 
+#include "nodes/pg_list.h"
+
 /* Where cliniko_setup() notes whose the tables are: one row, in the extension's schema. */
 #define CATALOG_OWNER_TABLE "clinisync_owner"
 
@@ -32,6 +34,7 @@ typedef enum CatalogState
 typedef struct Catalog
 {
 	char	   *schema;			/* the extension's, quoted where needed */
+	Oid			namespace;		/* that schema */
 	Oid			extension_owner;
 	Oid			owner;			/* the tables', as cliniko_setup() was told, or InvalidOid */
 	Oid			tables[CATALOG_TABLES]; /* InvalidOid: is missing */
@@ -43,6 +46,7 @@ typedef struct Catalog
 extern bool catalog_find(Catalog *catalog);
 extern void catalog_require_tables(const Catalog *catalog);
 extern void catalog_require_setup(Catalog *catalog);
+extern void catalog_require_same(const Catalog *catalog, List *relations);
 extern char *catalog_sql(const Catalog *catalog, const char *template);
 
 #endif							/* CLINISYNC_CATALOG_H */

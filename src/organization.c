@@ -74,12 +74,15 @@ execute_as_owner(const Catalog *catalog, const char *template, Parameters *param
 				 bool read_only)
 {
 	Identity	caller;
+	SPIPlanPtr	plan;
 	int			code;
 
 	identity_enter(catalog->owner, catalog, &caller);
-	code = SPI_execute_with_args(catalog_sql(catalog, template), parameters->count,
-								 parameters->types, parameters->values,
-								 parameters->nulls, read_only, 0);
+	plan = SPI_prepare(catalog_sql(catalog, template), parameters->count, parameters->types);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare a statement: %s", SPI_result_code_string(SPI_result));
+	statement_check_tables(plan, catalog);
+	code = SPI_execute_plan(plan, parameters->values, parameters->nulls, read_only, 0);
 	identity_leave(&caller);
 	if (code < 0)
 		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));

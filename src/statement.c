@@ -48,6 +48,7 @@ statement_prepare(Statement *statement, const Catalog *catalog, const char *temp
 	SPIPlanPtr	plan;
 	char	   *schema;
 
+	statement->catalog = catalog;
 	if (statement_is_prepared(statement, catalog))
 		return;
 	plan = SPI_prepare(catalog_sql(catalog, template), nargs, types);
@@ -63,6 +64,23 @@ statement_prepare(Statement *statement, const Catalog *catalog, const char *temp
 	statement->plan = plan;
 	statement->schema = schema;
 	statement->generation = current_generation;
+}
+
+/*
+ * Lock the tables that a plan is about, until the transaction ends, and raise an
+ * error unless they are those that were looked at.
+ */
+void
+statement_check_tables(SPIPlanPtr plan, const Catalog *catalog)
+{
+	CachedPlan *cached = SPI_plan_get_cached_plan(plan);
+	ListCell   *source;
+
+	if (cached == NULL)
+		elog(ERROR, "a statement is more than one query");
+	foreach(source, SPI_plan_get_plan_sources(plan))
+		catalog_require_same(catalog, ((CachedPlanSource *) lfirst(source))->relationOids);
+	ReleaseCachedPlan(cached, cached->is_saved ? CurrentResourceOwner : NULL);
 }
 
 /* Plan a statement, unless its plan is still good, to see whether it can be. */
@@ -85,8 +103,10 @@ uint64
 statement_execute(const Statement *statement, Datum *values, const char *nulls, bool read_only)
 {
 	int			nest_level = NewGUCNestLevel();
-	int			code = SPI_execute_plan(statement->plan, values, nulls, read_only, 0);
+	int			code;
 
+	statement_check_tables(statement->plan, statement->catalog);
+	code = SPI_execute_plan(statement->plan, values, nulls, read_only, 0);
 	AtEOXact_GUC(false, nest_level);
 	if (code < 0)
 		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(code));

@@ -97,6 +97,8 @@ remember(const Catalog *catalog)
 	if (last_catalog.schema == NULL || strcmp(last_catalog.schema, catalog->schema) != 0)
 		last_catalog.schema = MemoryContextStrdup(TopMemoryContext, catalog->schema);
 	last_catalog.owner = catalog->owner;
+	last_catalog.namespace = catalog->namespace;
+	memcpy(last_catalog.tables, catalog->tables, sizeof(catalog->tables));
 }
 
 /*

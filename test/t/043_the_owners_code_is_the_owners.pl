@@ -180,6 +180,35 @@ like($db->refusal(qq(SET request.jwt.claims = '{"org_id": "clinic"}'; SELECT $_)
   for q(cliniko_sync_all('clinic')), q(cliniko_cancel_sync('clinic'));
 $db->sql(q(ALTER TABLE sync_logs DROP COLUMN id; ALTER TABLE sync_logs RENAME COLUMN kept TO id));
 
+# The owner of the schema exchanges a table while a call waits for it: the call does
+# not touch what is there then.
+my $exchanged = $db->new_database('exchanged');
+$exchanged->sql(
+	q(GRANT USAGE, CREATE ON SCHEMA public TO keeper; SELECT cliniko_setup('keeper');
+	  SELECT cliniko_connect('clinic', 'KEY-clinic-au1');
+	  CREATE ROLE lord; GRANT CREATE ON DATABASE exchanged TO lord; ALTER SCHEMA public OWNER TO lord));
+my ($lord, $caller) = ($exchanged->session, $exchanged->session);
+my $pid = $caller->query_safe('SELECT pg_backend_pid()');
+$from = -s $log;
+$lord->query_safe('SET ROLE lord; BEGIN; DROP TABLE public.cliniko_organizations');
+$caller->query_until(qr/asking/, "\\set ON_ERROR_STOP 0\n\\echo asking\nSELECT cliniko_set_sync_enabled('clinic', false);\n");
+$exchanged->wait_until("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid");
+$lord->query_safe(
+	q(CREATE TABLE public.cliniko_organizations (organization_id text PRIMARY KEY, name text, api_key_sealed bytea,
+		shard text, sync_enabled boolean, account_id text, created_at timestamptz, updated_at timestamptz);
+	  CREATE FUNCTION public.bait() RETURNS trigger LANGUAGE plpgsql AS
+	  'BEGIN RAISE LOG ''a bait ran as %'', current_user; RETURN NULL; END';
+	  CREATE TRIGGER bait BEFORE UPDATE ON public.cliniko_organizations FOR EACH STATEMENT EXECUTE FUNCTION public.bait();
+	  INSERT INTO public.cliniko_organizations (organization_id) VALUES ('clinic');
+	  GRANT ALL ON public.cliniko_organizations TO keeper;
+	  COMMIT));
+$exchanged->wait_until("SELECT state = 'idle' FROM pg_stat_activity WHERE pid = $pid");
+like(slurp_file($log, $from), qr/ERROR: .*public[.]cliniko_organizations is another table than a moment ago/,
+	'exchanged: the call is refused');
+is_deeply([ slurp_file($log, $from) =~ /a bait ran as (\w+)/g ], [], 'exchanged: nothing of the schema owner runs');
+like($exchanged->refusal(q(SELECT cliniko_status('clinic'))), qr/TABLES_OF_ANOTHER_OWNER/, 'exchanged: nor later');
+$_->quit for $lord, $caller;
+
 # A view, or a foreign table, in the place of a table is not read, nor written
 # to: the call says so.
 for my $table (@tables)
