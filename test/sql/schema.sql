@@ -118,7 +118,7 @@ SELECT proname FROM extension_function WHERE coalesce(obj_description(oid, 'pg_p
 
 -- little but functions belongs to the extension, and all are named after it
 SELECT pg_describe_object(classid, objid, objsubid) COLLATE "C" FROM pg_depend
-WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e' AND classid <> 'pg_proc'::regclass
+WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e' AND classid NOT IN ('pg_proc'::regclass, 'pg_type'::regclass)
 	AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'clinisync')
 ORDER BY 1;
 SELECT proname FROM extension_function WHERE proname !~ '^(cliniko|clinisync)_';

@@ -94,7 +94,8 @@ CREATE POLICY everybody ON patients USING (true);
 CREATE POLICY "The Second" ON patients FOR SELECT TO regress_clinisync_second, regress_clinisync_first USING (true);
 CREATE POLICY writing ON patients FOR INSERT WITH CHECK (true);
 CREATE POLICY strictly ON patients AS RESTRICTIVE USING (true);
-SELECT jsonb_pretty(answer - 'changes' - 'owner') FROM cliniko_setup() AS answer;
+-- (17 and later have MAINTAIN)
+SELECT replace(jsonb_pretty(answer - 'changes' - 'owner'), 'MAINTAIN, ', '') FROM cliniko_setup() AS answer;
 ROLLBACK;
 
 --
