@@ -476,9 +476,8 @@ add_authorization(PrivateTransfer *transfer, const char *user)
 
 	snprintf(plain, plain_len + 1, "%s:", user);
 	strlcpy(line, name, line_size);
-	(void) pg_b64_encode((const void *) plain, plain_len, line + strlen(name),
-						 line_size - strlen(name));
-	added = add_header(transfer, line);
+	added = pg_b64_encode((const void *) plain, plain_len, line + strlen(name),
+						  line_size - strlen(name)) >= 0 && add_header(transfer, line);
 	explicit_bzero(plain, plain_len);
 	explicit_bzero(line, line_size);
 	pfree(plain);
