@@ -134,7 +134,7 @@ look_up(const Catalog *catalog, const Run *run, const PassagePart *part, Known *
 
 /*
  * Likewise, by reading the rows of the interval that the batch stands for, which is
- * one walk along the index. Answers how many of them it does not list, but for those
+ * one walk along the index. Returns how many of them it does not list, but for those
  * that a resumed run has counted already; or -1, having looked up nothing, where
  * there are so many rows that they are not worth the walk.
  */
@@ -242,7 +242,7 @@ mark_missing(const Catalog *catalog, Run *run, const PassagePart *part, int64 mi
 
 /*
  * Look for what the table has of a part's records, and note who is missing from
- * it. Answers an array with an entry for each record.
+ * it. Returns an array with an entry for each record.
  */
 static Known *
 find_known(const Catalog *catalog, Run *run, const PassagePart *part, bool tells_missing)
@@ -272,7 +272,7 @@ read_record(const JsonObject *record, PatientRow *row)
 
 /*
  * Count the records of a part that are as the table has them, and read those that
- * are not. Answers how many that are.
+ * are not. Returns how many that are.
  */
 static int
 find_changes(Run *run, const PassagePart *part, const Known *known, Change *changes)
@@ -370,7 +370,7 @@ write_sql(TupleDesc columns, bool all_new)
 }
 
 /*
- * Write rows. Answers how many the table took. The rows reach the statement as
+ * Write rows. Returns how many the table took. The rows reach the statement as
  * an ephemeral relation, which is how triggers see their transition tables:
  * values that are typed already need no parameters, arrays or JSON on the way.
  *
@@ -480,7 +480,7 @@ add_refusal(Run *run, int64 id, const ErrorData *error)
 					  id, unpack_sql_state(error->sqlerrcode));
 }
 
-/* Write one row in a subtransaction. Answers whether the table took it. */
+/* Write one row in a subtransaction. Returns whether the table took it. */
 static bool
 write_alone(const Catalog *catalog, Run *run, Change *change)
 {

@@ -55,7 +55,7 @@ static const struct
 		"last_synced_at", "missing_sync_id", "deleted_at"}},
 };
 
-/* Note whose the extension is. Answers its schema, or InvalidOid where it is not installed. */
+/* Note whose the extension is. Returns its schema, or InvalidOid where it is not installed. */
 static Oid
 find_extension(Catalog *catalog)
 {
@@ -226,7 +226,7 @@ find_state(Catalog *catalog)
 	}
 }
 
-/* Look the extension up. Answers false where this database has none. */
+/* Look the extension up. Returns false where this database has none. */
 bool
 catalog_find(Catalog *catalog)
 {

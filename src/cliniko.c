@@ -433,7 +433,7 @@ read_record(JsonReader *reader, ClinikoRecord *record)
 }
 
 /*
- * Note the records of the list that comes next. Answers false where it is no
+ * Note the records of the list that comes next. Returns false where it is no
  * list, or one of far more patients than Cliniko ever sends.
  */
 static bool
@@ -451,7 +451,7 @@ read_records(JsonReader *reader, ClinikoPage *page)
 
 /*
  * Read an answer's body as a page of patients, taking the body over from the
- * transfer. Answers NULL where it is none: not JSON, or without a list of
+ * transfer. Returns NULL where it is none: not JSON, or without a list of
  * patients or their number.
  */
 ClinikoPage *
@@ -521,7 +521,7 @@ id_string(JsonText object)
 
 /*
  * Read an answer to cliniko_account_url(). Both are palloc'ed, or NULL where
- * they are not told. Answers false where it is no JSON object at all.
+ * they are not told. Returns false where it is no JSON object at all.
  */
 bool
 cliniko_read_account(Transfer *transfer, char **id, char **name)

@@ -91,7 +91,7 @@ enumeration_wants(const Enumeration *list)
 
 /*
  * Note that a request is sent, where one is wanted; enumeration_url() tells which.
- * Answers its number, from 1 up, by which it is known from now on.
+ * Returns its number, from 1 up, by which it is known from now on.
  */
 int
 enumeration_ask(Enumeration *list)
@@ -400,7 +400,7 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 	return PAGE_MORE;
 }
 
-/* Go on to what else is to be asked for. Answers false where that is nothing. */
+/* Go on to what else is to be asked for. Returns false where that is nothing. */
 static bool
 next_part(Enumeration *list)
 {
@@ -613,7 +613,7 @@ shows(const ClinikoPage *page, int64 id)
 
 /*
  * Take an answer about the patients that were named: those that it shows are
- * named no more, and those that stay do not exist. Answers false where it cannot
+ * named no more, and those that stay do not exist. Returns false where it cannot
  * be an answer to that.
  */
 bool

@@ -6,7 +6,7 @@
  * security-restricted operation, so that neither the caller's rights nor the
  * worker's reach a trigger that somebody attached.
  *
- * An error needs no care: the end of the (sub)transaction restores it all.
+ * An error needs no care: the end of the (sub)transaction restores rights and settings.
  */
 #include "postgres.h"
 

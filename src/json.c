@@ -356,7 +356,7 @@ read_members(JsonObject *object, const char *start, const char *end)
 
 /*
  * The object that has to come next, with its members, palloc'ed; or without any
- * where they are too many to be a record's. Answers false, having read nothing,
+ * where they are too many to be a record's. Returns false, having read nothing,
  * where another value comes next.
  */
 bool
@@ -590,7 +590,7 @@ read_unicode_escape(const char **at, const char *end)
 
 /*
  * Write what a string means, without a NUL behind it; "into" has room for the
- * string's length. Answers how many bytes that are.
+ * string's length. Returns how many bytes that are.
  */
 int
 json_unescape(JsonText string, char *into)
@@ -773,7 +773,7 @@ jsonb_scalar(JsonText value)
 }
 
 /*
- * Make jsonb of the value that begins here, in one pass. Answers what is behind
+ * Make jsonb of the value that begins here, in one pass. Returns what is behind
  * it. role: what it is in the object or array that it stands in.
  */
 static const char *

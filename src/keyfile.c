@@ -112,7 +112,7 @@ parse_key(const char *line, size_t len, unsigned char *key)
 	return true;
 }
 
-/* Read the file's text. Answers false where a line is no key, or there is none. */
+/* Read the file's text. Returns false where a line is no key, or there is none. */
 static bool
 parse_keys(const char *text, size_t size, KeyRing *ring)
 {
@@ -222,7 +222,7 @@ write_new_file(const char *path, const char *text, size_t size)
 	return close(fd) == 0 && written;
 }
 
-/* The file's text, in memory that is to be wiped. Answers its size. */
+/* The file's text, in memory that is to be wiped. Returns its size. */
 static size_t
 format_keys(const KeyRing *ring, char text[MAX_FILE_SIZE])
 {

@@ -233,7 +233,7 @@ take_reports(Launcher *launcher)
 	}
 }
 
-/* Start a worker for a database. Answers false where there is no slot for it. */
+/* Start a worker for a database. Returns false where there is no slot for it. */
 static bool
 start_worker(Launcher *launcher, Charge *charge)
 {
@@ -260,7 +260,7 @@ start_worker(Launcher *launcher, Charge *charge)
 
 /*
  * Go through the charges: draw conclusions, and start the workers that are due,
- * as far as there is room. Answers when there will be something to do.
+ * as far as there is room. Returns when there will be something to do.
  */
 static TimestampTz
 attend(Launcher *launcher)

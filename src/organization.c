@@ -253,7 +253,7 @@ can_open(SPITupleTable *table, uint64 row, const char **problem)
 }
 
 /*
- * Seal the key of a row anew. adopt: wherever it was sealed. Answers false, and why,
+ * Seal the key of a row anew. adopt: wherever it was sealed. Returns false, and why,
  * where it cannot be opened.
  */
 static bool
@@ -273,7 +273,7 @@ reseal(const Catalog *catalog, SPITupleTable *table, uint64 row, bool adopt, con
 	return true;
 }
 
-/* Lock all rows that hold a sealed key. Answers how many these are. */
+/* Lock all rows that hold a sealed key. Returns how many these are. */
 static uint64
 lock_sealed_rows(const Catalog *catalog, SPITupleTable **table)
 {
@@ -302,7 +302,7 @@ raise_unreadable(const char *problem)
 /*
  * Put a new key into the key file and seal every API key with it. One that
  * cannot be opened stays as it is; if that is all of them, nothing is done.
- * Answers how many keys the file has. The file is one for all databases of
+ * Returns how many keys the file has. The file is one for all databases of
  * the cluster, and so is the lock.
  */
 int
@@ -395,7 +395,7 @@ changes_since(const Catalog *catalog, const char *org)
 
 /*
  * Insert a run of all patients, or of those that changed since a moment, which
- * its checkpoint tells the worker. Answers false where a run is running.
+ * its checkpoint tells the worker. Returns false where a run is running.
  */
 static bool
 insert_run(const Catalog *catalog, const char *org, const char *since)
@@ -461,7 +461,7 @@ organization_start_run(const Catalog *catalog, const char *org, bool only_change
 
 /*
  * End an organisation's run as cancelled. The row is the truth: the worker's
- * next transaction finds it no longer running, and undoes itself. Answers the
+ * next transaction finds it no longer running, and undoes itself. Returns the
  * run's id, or 0 where none is running.
  */
 int64

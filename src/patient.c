@@ -308,7 +308,7 @@ read_text(JsonText value)
 	return PointerGetDatum(result);
 }
 
-/* Turn one field's value into its column's. Answers false where it cannot be. */
+/* Turn one field's value into its column's. Returns false where it cannot be. */
 static bool
 read_value(FieldKind kind, JsonText value, Datum *datum)
 {

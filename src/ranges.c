@@ -102,7 +102,7 @@ middle_id(const ClinikoRange *bounds)
  * Choose where one more request is of use: in a range that nobody lists; at the
  * other end of one that has more than a page; in the middle of the one that has
  * most. size_unknown: nobody knows yet how many patients there are, and asking
- * at the other end as well is worth it. Answers false where it is of no use.
+ * at the other end as well is worth it. Returns false where it is of no use.
  */
 bool
 ranges_choose(const Ranges *ranges, int page_size, bool size_unknown, RangePlace *place)
@@ -145,7 +145,7 @@ ranges_choose(const Ranges *ranges, int page_size, bool size_unknown, RangePlace
 
 /*
  * Divide a range that ranges_choose() has chosen for that in the middle of its
- * ids, in what is listed and in what is stored. Answers the upper half's index.
+ * ids, in what is listed and in what is stored. Returns the upper half's index.
  */
 int
 ranges_divide(Ranges *ranges, int i)
@@ -219,7 +219,7 @@ is_in_order(const ClinikoPage *page, ClinikoRange about, ClinikoEnd end)
 /*
  * Leave out whoever is not in the range any more: these come last. A record
  * without a usable id that comes before them may be either; "most" says how many
- * can be left, or less than none where somebody was deleted meanwhile. Answers
+ * can be left, or less than none where somebody was deleted meanwhile. Returns
  * whether there was anybody to leave out.
  */
 static bool
@@ -254,7 +254,7 @@ reverse(ClinikoPage *page)
 /*
  * Take a page into account: move the range's end behind it, and note how many
  * patients the range has left. The page loses whom others list, and is in the
- * order of ids then. Answers false, having changed nothing, where the page
+ * order of ids then. Returns false, having changed nothing, where the page
  * cannot be what was asked for.
  */
 bool
@@ -324,7 +324,7 @@ ranges_remaining(const Ranges *ranges)
 
 /*
  * Close the ranges that are said to have nobody; or, where that is not believed,
- * have them asked again. Answers whether no range is left.
+ * have them asked again. Returns whether no range is left.
  */
 bool
 ranges_conclude(Ranges *ranges, bool believed)

@@ -275,7 +275,7 @@ secret_reseal(const bytea *sealed, const char *organization_id, bool adopt, cons
 }
 
 /*
- * Put a new key first into the key file; from now on it seals. Answers how many
+ * Put a new key first into the key file; from now on it seals. Returns how many
  * keys the file has.
  */
 int

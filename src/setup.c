@@ -111,7 +111,7 @@ clinisync_say_owner(PG_FUNCTION_ARGS)
  *
  * Execute a statement as a role that the caller may become, in a security-restricted
  * operation: triggers, policies and expressions that are not the caller's run with that
- * role's rights, and settings that they change are put back. Answers the first column.
+ * role's rights, and settings that they change are put back. Returns the first column.
  */
 Datum
 clinisync_execute_as(PG_FUNCTION_ARGS)

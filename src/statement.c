@@ -95,7 +95,7 @@ statement_plan(const Statement *statement)
 }
 
 /*
- * Execute a statement with the rights of the moment. Answers its rows' number.
+ * Execute a statement with the rights of the moment. Returns its rows' number.
  * Settings that a trigger changes, such as search_path or lock_timeout, are put
  * back: what we do next must not depend on them.
  */

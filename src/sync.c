@@ -192,7 +192,7 @@ wait_for_database(Sync *sync)
 		sync->ended = sync->abandoned = true;
 }
 
-/* Draw the conclusion from how a transaction ended. Answers if it committed. */
+/* Draw the conclusion from how a transaction ended. Returns if it committed. */
 static bool
 conclude(Sync *sync, TransactionResult result)
 {

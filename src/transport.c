@@ -452,7 +452,7 @@ finish_transfer(Transport *transport, PrivateTransfer *transfer, CURLcode code)
 	change_stage(transport, transfer, STAGE_ENDED);
 }
 
-/* Add a header to those of a transfer. Answers false where memory is lacking. */
+/* Add a header to those of a transfer. Returns false where memory is lacking. */
 static bool
 add_header(PrivateTransfer *transfer, const char *line)
 {
@@ -685,7 +685,7 @@ drive(Transport *transport)
 /*
  * Wait for the latch, the network or the time, whichever is first, and let the
  * requests make progress. Serves interrupts, so it may not return. timeout_ms:
- * 0 returns at once, -1 sets no limit. Answers whether the latch was set.
+ * 0 returns at once, -1 sets no limit. Returns whether the latch was set.
  */
 bool
 transport_wait(Transport *transport, long timeout_ms)
@@ -732,7 +732,7 @@ transport_next_done(Transport *transport)
 
 /*
  * A header of the answer that holds a whole number, such as Retry-After: 30.
- * Answers false where it is missing or is something else.
+ * Returns false where it is missing or is something else.
  */
 bool
 transfer_header(Transfer *shown, const char *name, int64 *value)

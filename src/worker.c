@@ -239,7 +239,7 @@ register_worker(Oid database, bool launched, BackgroundWorkerHandle **handle)
 
 /*
  * Start a worker in a database that may have unfinished runs; if it has none,
- * the worker leaves at once. Answers false where there is no slot. The handle is
+ * the worker leaves at once. Returns false where there is no slot. The handle is
  * palloc'ed; the caller's latch is set when the worker starts and ends.
  */
 bool
