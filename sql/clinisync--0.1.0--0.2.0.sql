@@ -562,6 +562,14 @@ BEGIN
 		WHERE NOT EXISTS (SELECT FROM pg_constraint o
 						  WHERE o.conrelid = to_regclass(format('@extschema@.%I', k.relation))
 							AND (o.conname = k.constraint_name OR o.contype = 'p' AND k.contype = 'p'))
+		UNION ALL
+		/* a sequence would tell each clinic how often the others are synced; as STORE_NEW_ID has it */
+		SELECT 'ALTER TABLE @extschema@.sync_logs ALTER COLUMN id DROP IDENTITY, '
+			   'ALTER COLUMN id SET DEFAULT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint'
+		FROM pg_attribute a
+		WHERE a.attrelid = to_regclass('@extschema@.sync_logs') AND a.attname = 'id' AND a.attidentity <> ''
+			AND NOT EXISTS (SELECT FROM pg_constraint o WHERE o.conrelid = a.attrelid AND o.contype = 'p'
+								AND pg_get_constraintdef(o.oid) <> 'PRIMARY KEY (organization_id, id)')
 	LOOP
 		PERFORM @extschema@.clinisync_execute_as(maker, statement);
 		changes = changes || statement;

@@ -339,10 +339,15 @@ describe_columns(void)
 	return columns;
 }
 
-/* Build the statement that writes rows from the columns. */
+/*
+ * Build the statement that writes rows from the columns. A row of ours gets its id
+ * here: a sequence would tell each clinic how many patients the others got. A table
+ * whose primary key is another numbers its rows itself.
+ */
 static char *
-write_sql(TupleDesc columns, bool all_new)
+write_sql(const Catalog *catalog, TupleDesc columns, bool all_new)
 {
+	bool		own_ids = catalog_patients_have_our_key(catalog);
 	StringInfoData names;
 	StringInfoData updates;
 	char	   *insert;
@@ -357,8 +362,10 @@ write_sql(TupleDesc columns, bool all_new)
 		appendStringInfo(&updates, "%s = excluded.%s, ", name, name);
 	}
 	insert = psprintf("INSERT INTO @schema@.patients AS p"
-					  " (%s organization_id, first_synced_at, last_synced_at)"
-					  " SELECT c.*, $1, $2, $2 FROM " CHANGES_RELATION " c", names.data);
+					  " (%s organization_id, first_synced_at, last_synced_at%s) OVERRIDING SYSTEM VALUE"
+					  " SELECT c.*, $1, $2, $2%s FROM " CHANGES_RELATION " c",
+					  names.data, own_ids ? ", id" : "",
+					  own_ids ? ", " STORE_NEW_ID("patients") " + row_number() OVER () - 1" : "");
 	if (all_new)
 		return insert;
 	return psprintf("%s ON CONFLICT (organization_id, cliniko_patient_id) DO UPDATE"
@@ -423,9 +430,9 @@ write_rows(const Catalog *catalog, const char *organization_id, Change *changes,
 	if (SPI_register_relation(relation) != SPI_OK_REL_REGISTER)
 		elog(ERROR, "could not register the changed rows");
 	if (!statement_is_prepared(&upsert, catalog))
-		statement_prepare(&upsert, catalog, write_sql(columns, false), lengthof(types), types);
+		statement_prepare(&upsert, catalog, write_sql(catalog, columns, false), lengthof(types), types);
 	if (!statement_is_prepared(&insert, catalog))
-		statement_prepare(&insert, catalog, write_sql(columns, true), lengthof(types), types);
+		statement_prepare(&insert, catalog, write_sql(catalog, columns, true), lengthof(types), types);
 	if (all_new)
 		statement_plan(&upsert);
 	statement_execute(all_new ? &insert : &upsert, args, NULL, false);

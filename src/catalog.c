@@ -10,11 +10,14 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_constraint.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "commands/policy.h"
 #include "lib/stringinfo.h"
@@ -341,6 +344,24 @@ catalog_require_same(const Catalog *catalog, List *relations)
 						 errhint("Find out who has exchanged it. What is there now was not touched.")));
 		}
 	}
+}
+
+/*
+ * Whether the primary key of patients is (organization_id, id), with ids like ours. A
+ * table that was there before cliniko_setup() may have another.
+ */
+bool
+catalog_patients_have_our_key(const Catalog *catalog)
+{
+	Oid			relation = catalog->tables[CATALOG_PATIENTS];
+	AttrNumber	id = get_attnum(relation, "id");
+	Bitmapset  *ours = bms_make_singleton(id - FirstLowInvalidHeapAttributeNumber);
+	Oid			constraint;
+
+	ours = bms_add_member(ours, get_attnum(relation, "organization_id") -
+						  FirstLowInvalidHeapAttributeNumber);
+	return get_atttype(relation, id) == INT8OID &&
+		bms_equal(ours, get_primary_key_attnos(relation, true, &constraint));
 }
 
 /* A statement with the schema in the place of @schema@. */

@@ -47,6 +47,7 @@ extern bool catalog_find(Catalog *catalog);
 extern void catalog_require_tables(const Catalog *catalog);
 extern void catalog_require_setup(Catalog *catalog);
 extern void catalog_require_same(const Catalog *catalog, List *relations);
+extern bool catalog_patients_have_our_key(const Catalog *catalog);
 extern char *catalog_sql(const Catalog *catalog, const char *template);
 
 #endif							/* CLINISYNC_CATALOG_H */

@@ -407,9 +407,9 @@ insert_run(const Catalog *catalog, const char *org, const char *since)
 	add_text(&parameters, since);
 	return execute_as_owner(catalog,
 							"INSERT INTO @schema@.sync_logs"
-							" (organization_id, operation_type, status, started_at, metadata,"
-							"  checkpoint)"
-							" VALUES ($1, $2, 'running', clock_timestamp(),"
+							" (organization_id, id, operation_type, status, started_at, metadata,"
+							"  checkpoint) OVERRIDING SYSTEM VALUE"
+							" VALUES ($1, " STORE_NEW_ID("sync_logs") ", $2, 'running', clock_timestamp(),"
 							"  jsonb_build_object('sync_type', $2, 'step', 'queued',"
 							"                     'progress_percent', 0, 'errors', '[]'::jsonb),"
 							"  CASE WHEN $3 IS NOT NULL"

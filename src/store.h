@@ -43,6 +43,17 @@
 	"               * 1000)::bigint)" \
 	" WHERE status = 'running'"
 
+/*
+ * A row's new id in a table: microseconds since 1970, but more than any that the
+ * organisation has, also where the clock was put back. So ids grow with time, tell
+ * nothing of other organisations, are not used again for another row, and stay
+ * below 2^53, which JavaScript can count to. $1: the organisation.
+ */
+#define STORE_NEW_ID(table) \
+	"greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint," \
+	" (SELECT max(id) + 1 FROM @schema@." table \
+	"   WHERE organization_id = $1 AND id < 9007199254740992 - 1000000))"
+
 typedef struct StoreRunKey
 {
 	int64		id;
