@@ -338,11 +338,22 @@ unlock(uint32 what)
 	(void) LockRelease(&tag, ExclusiveLock, true);
 }
 
+/* Set a setting to what no database, role or file has a say in. */
+static void
+pin_setting(const char *name, const char *value)
+{
+	SetConfigOption(name, value, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
 /*
  * Settings of the database or its users must not change what our statements
  * mean, so names that they do not qualify are PostgreSQL's own; nor let a planner
- * that knows nothing of a new table read all of it. A table that is locked is
- * tried again later, so that no clinic waits for another's.
+ * that knows nothing of a new table read all of it.
+ *
+ * To be called before the worker connects, as autovacuum's do: PostgreSQL reads what
+ * the database is set to in the transaction in which it connects, and a
+ * transaction_timeout of a millisecond, taken over there, often ends the worker before
+ * it is one. What is pinned by then is not taken over.
  */
 static void
 pin_settings(void)
@@ -355,7 +366,6 @@ pin_settings(void)
 		{"exit_on_error", "off"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"jit", "off"},
-		{"lock_timeout", "100ms"},
 		{"plan_cache_mode", "force_generic_plan"},
 		{"search_path", "pg_catalog, pg_temp"},
 		{"statement_timeout", "0"},
@@ -365,7 +375,18 @@ pin_settings(void)
 	};
 
 	for (int i = 0; i < lengthof(pinned); i++)
-		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+		pin_setting(pinned[i][0], pinned[i][1]);
+}
+
+/*
+ * A table that is locked is tried again later, so that no clinic waits for another's.
+ * To be called when the worker has connected: that waits as long as somebody has the
+ * database to himself, who copies it for example.
+ */
+static void
+pin_lock_timeout(void)
+{
+	pin_setting("lock_timeout", "100ms");
 }
 
 /*
@@ -711,8 +732,9 @@ clinisync_worker_main(Datum arg)
 	/* there is no statement to cancel, but in a transaction; see transaction.c */
 	pqsignal(SIGINT, SIG_IGN);
 	BackgroundWorkerUnblockSignals();
-	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
 	pin_settings();
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+	pin_lock_timeout();
 	keep_freed_memory();
 	context.arg = database_name();
 	context.previous = error_context_stack;

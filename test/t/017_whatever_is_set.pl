@@ -47,6 +47,7 @@ my %settings = (
 	lc_messages => q('C'),
 	lock_timeout => q('1ms'),
 	log_duration => 'on',
+	log_min_messages => 'debug5',
 	log_parameter_max_length_on_error => '-1',
 	log_statement => q('all'),
 	maintenance_work_mem => q('1MB'),
@@ -81,6 +82,11 @@ my $org = q(o''"\\é {1,2} %s $1);
 my $account = $db->cliniko->account('KEY-odd-au1', patients => 250, archived => 5);
 my $refused = $account->truth->[7]{id};
 
+# and a worker that is slow to connect, and says much meanwhile, which is when an
+# interrupt is served,
+$odd->node->append_conf('postgresql.conf', 'post_auth_delay = 1');
+$odd->node->reload;
+
 # when it is synced, then everything arrives as anywhere, and a bad record
 # costs one record.
 {
@@ -88,7 +94,8 @@ my $refused = $account->truth->[7]{id};
 	local $ENV{PGOPTIONS} = join ' ', map { "-c $_" } qw(search_path=clinic statement_timeout=0
 	  lock_timeout=0 idle_session_timeout=0 idle_in_transaction_session_timeout=0
 	  default_transaction_read_only=off standard_conforming_strings=on client_encoding=UTF8
-	  client_min_messages=notice exit_on_error=off role=none);
+	  client_min_messages=notice exit_on_error=off role=none
+	  post_auth_delay=0 log_min_messages=warning);
 	$ENV{PGOPTIONS} .= ' -c transaction_timeout=0' if $settings{transaction_timeout};
 
 	$odd->connect($org, $account);
@@ -103,6 +110,9 @@ my $refused = $account->truth->[7]{id};
 	$account->mutate(edit => 3);
 	is($odd->sync($org)->{metadata}{updated}, 3, 'odd: updated');
 }
+
+$odd->node->append_conf('postgresql.conf', 'post_auth_delay = 0');
+$odd->node->reload;
 
 # When somebody holds a lock on the table for long, then the run says that it
 # waits, holds up no other, and goes on.
