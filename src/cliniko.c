@@ -264,7 +264,8 @@ append_part(StringInfo url, const ClinikoCursor *cursor)
  * the way where Cliniko does not honour it. There, a page asks for what was
  * created since the last one's last record, and needs no range. Only where more
  * patients than fit a page were created in one second, page numbers are needed,
- * within that second. To count, a page of one patient will do, whoever that is.
+ * within that second. To count, a page of one patient will do, whoever that is;
+ * by id, it is a whole one from the highest id down, to see whether it is in order.
  */
 char *
 cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
@@ -275,9 +276,14 @@ cliniko_patients_url(const ClinikoAccount *account, const ClinikoCursor *cursor,
 	initStringInfo(&url);
 	appendStringInfo(&url, "%s/patients", account->api_url);
 	append_part(&url, cursor);
-	appendStringInfo(&url, "&per_page=%d", cursor->counting ? 1 : page_size);
+	appendStringInfo(&url, "&per_page=%d",
+					 cursor->counting && cursor->order == CLINIKO_BY_CREATION ? 1 : page_size);
 	if (cursor->counting)
+	{
+		if (cursor->order == CLINIKO_BY_ID)
+			appendStringInfoString(&url, "&sort=id:desc");
 		return url.data;
+	}
 	if (cursor->order == CLINIKO_BY_ID)
 	{
 		if (range->after_id > 0)

@@ -111,7 +111,7 @@ typedef struct ClinikoCursor
 	ClinikoRange ranges[CLINIKO_MAX_RANGES];	/* by id: what is not done */
 	int64		after_id;		/* by id: the highest id that is done; missing: the last one */
 	int64		before;			/* how many patients the parts before this one had */
-	bool		counting;		/* by id: not the next page, but how many there are */
+	bool		counting;		/* not the next page, but how many there are */
 	char		since[CLINIKO_TIME_SIZE];	/* by creation: up to here all is done */
 	bool		beyond;			/* by creation: that very second is done as well */
 	int			page;			/* by creation: which page of that second alone, or 0 */

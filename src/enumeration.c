@@ -15,7 +15,13 @@
  * more. Then the number of patients that results falls, as it does when some are
  * deleted, or when somebody is edited who was listed among the changes already.
  * So if it has fallen, all are counted at the end: if there are more than were
- * listed, the list is asked once more to go on, and then begun anew.
+ * listed, the list is asked once more to go on, and then begun anew. A count of zero
+ * is not believed where patients were listed.
+ *
+ * But patients who come or go can make up for those that such a page has hidden. So
+ * no list by id is complete before a page from the highest id down was seen, whose
+ * ids have to fall. Where requests go side by side, the second one is such a page;
+ * else the last one is, or the count.
  *
  * A run of changes asks for two sets of patients, one after the other
  * (ClinikoPart); the size of the job grows when the second is counted.
@@ -24,7 +30,8 @@
  * by side (ranges.c), and only when all have told how many patients they have it
  * shows whether that agrees. Where Cliniko does not honour sort=id, a run starts
  * over by creation: a page begins in the second in which the last one ended, so
- * that only one can be asked for at a time.
+ * that only one can be asked for at a time. There, nothing shows which patients a
+ * wrong page has passed over, so at the end of a list of everyone all are counted.
  *
  * The cursor is ahead of what is stored by the pages that were taken and wait to
  * be stored; the run's own cursor (RunState) is where it resumes.
@@ -77,7 +84,7 @@ choose(const Enumeration *list, RangePlace *place)
 {
 	bool		size_unknown = list->run->found < 0 && list->cursor.part == CLINIKO_EVERYONE;
 
-	return ranges_choose(&list->ranges, list->page_size, size_unknown, place);
+	return ranges_choose(&list->ranges, list->page_size, size_unknown, !list->ordered, place);
 }
 
 /* Whether there is something to ask for, beside what is under way. */
@@ -152,6 +159,8 @@ static void
 keep(Enumeration *list, ClinikoPage *page, int range, ClinikoEnd end)
 {
 	list->taken[list->ntaken++] = (TakenPage) {.page = page, .range = range, .end = end};
+	if (page->nrecords > 0)
+		list->recounts = 0;
 }
 
 /* Drop the pages that wait. */
@@ -263,16 +272,17 @@ static PageFit
 fit_by_id(Enumeration *list, int range, ClinikoEnd end, ClinikoPage *page)
 {
 	Run		   *run = list->run;
+	int			received = page->nrecords;
 	int64		found;
 	bool		believed;
 
 	if (!ranges_list(&list->ranges, range, end, page))
 		return PAGE_CONTRADICTION;
+	/* ids rise in many an order, but hardly fall where that was not asked for */
+	list->ordered |= end == CLINIKO_HIGH_END && received > 1;
 	keep(list, page, range, end);
 	for (int i = 0; i < page->nrecords; i++)
 		list->cursor.after_id = Max(list->cursor.after_id, page->records[i].id);
-	if (page->nrecords > 0)
-		list->recounts = 0;
 	found = ranges_remaining(&list->ranges);
 	if (found < 0)
 		return PAGE_MORE;
@@ -284,19 +294,41 @@ fit_by_id(Enumeration *list, int range, ClinikoEnd end, ClinikoPage *page)
 	return ranges_conclude(&list->ranges, believed) ? PAGE_LAST : PAGE_MORE;
 }
 
-/* By id, at the end: how many patients there are. */
+/*
+ * By id, at the end: whether it takes a count to believe that all were listed. A list
+ * of one page shows that by itself.
+ */
+static bool
+needs_count(const Enumeration *list, const ClinikoPage *last)
+{
+	int64		listed = run_accounted(list->run) + enumeration_waiting(list) - list->cursor.before;
+
+	return list->run->state.falls > 0 || (!list->ordered && listed > last->nrecords);
+}
+
+/* At the end: how many patients there are. */
 static PageFit
 fit_count(Enumeration *list, ClinikoPage *page)
 {
-	int64		listed = run_accounted(list->run) - list->cursor.before;
+	ClinikoCursor *cursor = &list->cursor;
+	int64		listed = run_accounted(list->run) - cursor->before;
 
-	list->cursor.counting = false;
+	if (cursor->order == CLINIKO_BY_ID &&
+		!ranges_in_order(page, (ClinikoRange) {0, PG_INT64_MAX}, CLINIKO_HIGH_END))
+		return PAGE_CONTRADICTION;
+	if (cursor->part == CLINIKO_EVERYONE && page->total_entries == 0 && listed > 0)
+		return PAGE_CONTRADICTION;
+	cursor->counting = false;
 	page->nrecords = 0;			/* whoever it shows */
-	if (page->total_entries <= listed)
+	list->ordered = true;
+	/* by id, whoever more there is came meanwhile, unless the number had fallen */
+	if (page->total_entries <= listed ||
+		(cursor->order == CLINIKO_BY_ID && list->run->state.falls == 0))
 		return PAGE_LAST;
 	if (list->recounts++ > 0)
 		return PAGE_DISORDER;
-	ranges_open(&list->ranges, 0, list->cursor.after_id, PG_INT64_MAX);
+	if (cursor->order == CLINIKO_BY_ID)
+		ranges_open(&list->ranges, 0, cursor->after_id, PG_INT64_MAX);
 	return PAGE_MORE;
 }
 
@@ -375,6 +407,7 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 	const char *last;
 	int64		found;
 	bool		believed;
+	bool		all_shown;
 
 	if (!creation_rises(page, cursor->since) || has_duplicates(page))
 		return PAGE_CONTRADICTION;
@@ -388,16 +421,17 @@ fit_by_creation(Enumeration *list, ClinikoPage *page)
 	found = run_accounted(run) + Max(page->total_entries - page->nseen, page->nrecords);
 	believed = agrees(list, page, found);
 	run->found = found;
-	if (received == page->total_entries && !page->has_next)
-		return believed ? PAGE_LAST : PAGE_MORE;
+	all_shown = received == page->total_entries && !page->has_next;
+	if (all_shown && !believed)
+		return PAGE_MORE;
 	if (strcmp(last, cursor->since) > 0)
 	{
 		strlcpy(cursor->since, last, CLINIKO_TIME_SIZE);
 		cursor->beyond = false;
 	}
-	else
+	else if (!all_shown)
 		cursor->page = 1;
-	return PAGE_MORE;
+	return all_shown ? PAGE_LAST : PAGE_MORE;
 }
 
 /* Go on to what else is to be asked for. Returns false where that is nothing. */
@@ -431,16 +465,23 @@ enumeration_take(Enumeration *list, int number, ClinikoPage *page)
 	if (ranges_find(&list->ranges, number, &range, &end))
 	{
 		fit = fit_by_id(list, range, end, page);
-		list->cursor.counting = (fit == PAGE_LAST && list->run->state.falls > 0);
+		list->cursor.counting = (fit == PAGE_LAST && needs_count(list, page));
 	}
 	else
 	{
-		fit = list->cursor.counting ? fit_count(list, page) : fit_by_creation(list, page);
 		list->number = 0;
+		if (list->cursor.counting)
+			fit = fit_count(list, page);
+		else
+		{
+			fit = fit_by_creation(list, page);
+			/* among changes, edits add patients in places that were passed already */
+			list->cursor.counting = (fit == PAGE_LAST && list->cursor.part == CLINIKO_EVERYONE);
+		}
 		if (fit == PAGE_MORE || fit == PAGE_LAST)
 			keep(list, page, 0, CLINIKO_LOW_END);
 	}
-	if (list->cursor.counting)
+	if (fit == PAGE_LAST && list->cursor.counting)
 		return PAGE_MORE;
 	return fit == PAGE_LAST && next_part(list) ? PAGE_MORE : fit;
 }

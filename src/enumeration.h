@@ -17,7 +17,7 @@ typedef enum PageFit
 	PAGE_MORE,					/* the cursor has moved behind it */
 	PAGE_LAST,					/* nothing follows */
 	PAGE_CONTRADICTION,			/* it cannot be what was asked for */
-	PAGE_DISORDER				/* the order of the list has hidden somebody */
+	PAGE_DISORDER				/* the list lacks patients */
 } PageFit;
 
 /* The most patients that one request names, the witnesses among them. */
@@ -46,6 +46,7 @@ typedef struct Enumeration
 	int			last_number;	/* of all requests */
 	int			number;			/* of a request that is about no range; 0: none */
 
+	bool		ordered;		/* by id: a page has shown that the order is honored */
 	int			recounts;		/* in a row that found more than were listed */
 	int64	   *pass;			/* the patients of a pass through one second */
 	int			npass;

@@ -102,10 +102,13 @@ middle_id(const ClinikoRange *bounds)
  * Choose where one more request is of use: in a range that nobody lists; at the
  * other end of one that has more than a page; in the middle of the one that has
  * most. size_unknown: nobody knows yet how many patients there are, and asking
- * at the other end as well is worth it. Returns false where it is of no use.
+ * at the other end as well is worth it. order_unknown: no page from a highest id
+ * was seen yet, and a range's last page can as well be one. Returns false where it
+ * is of no use.
  */
 bool
-ranges_choose(const Ranges *ranges, int page_size, bool size_unknown, RangePlace *place)
+ranges_choose(const Ranges *ranges, int page_size, bool size_unknown, bool order_unknown,
+			  RangePlace *place)
 {
 	int64		most = PAGES_FOR_DIVISION * page_size;
 	int			worth = 0;		/* of the best place so far */
@@ -118,7 +121,11 @@ ranges_choose(const Ranges *ranges, int page_size, bool size_unknown, RangePlace
 			continue;
 		if (requests(range) == 0)
 		{
+			bool		last = range->counted && range->remaining <= page_size;
+
 			*place = (RangePlace) {i, CLINIKO_LOW_END, false};
+			if (order_unknown && last)
+				place->end = CLINIKO_HIGH_END;
 			return true;
 		}
 		if (requests(range) == 1)
@@ -200,8 +207,8 @@ ranges_take_back(Ranges *ranges, int i, ClinikoEnd end)
 }
 
 /* Whether ids rise, or fall, strictly within what was asked about: nobody is missed. */
-static bool
-is_in_order(const ClinikoPage *page, ClinikoRange about, ClinikoEnd end)
+bool
+ranges_in_order(const ClinikoPage *page, ClinikoRange about, ClinikoEnd end)
 {
 	for (int i = 0; i < page->nrecords; i++)
 	{
@@ -269,7 +276,7 @@ ranges_list(Ranges *ranges, int i, ClinikoEnd end, ClinikoPage *page)
 	bool		doubted;		/* that there is nobody */
 	int64		left = page->total_entries - asked.taken;
 
-	if (!is_in_order(page, asked.about, end))
+	if (!ranges_in_order(page, asked.about, end))
 		return false;
 	for (int k = 0; k < page->nrecords; k++)
 		usable |= page->records[k].id != 0;

@@ -45,11 +45,12 @@ typedef struct RangePlace
 extern void ranges_begin(Ranges *ranges, ClinikoCursor *listed, ClinikoCursor *stored);
 extern void ranges_open(Ranges *ranges, int i, int64 after_id, int64 below_id);
 extern bool ranges_choose(const Ranges *ranges, int page_size, bool size_unknown,
-						  RangePlace *place);
+						  bool order_unknown, RangePlace *place);
 extern int	ranges_divide(Ranges *ranges, int i);
 extern void ranges_ask(Ranges *ranges, int i, ClinikoEnd end, int number);
 extern bool ranges_find(const Ranges *ranges, int number, int *i, ClinikoEnd *end);
 extern void ranges_take_back(Ranges *ranges, int i, ClinikoEnd end);
+extern bool ranges_in_order(const ClinikoPage *page, ClinikoRange about, ClinikoEnd end);
 extern bool ranges_list(Ranges *ranges, int i, ClinikoEnd end, ClinikoPage *page);
 extern int64 ranges_remaining(const Ranges *ranges);
 extern bool ranges_conclude(Ranges *ranges, bool believed);

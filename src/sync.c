@@ -92,6 +92,7 @@ struct Sync
 	Enumeration list;			/* which patients the next requests ask for */
 	bool		fetched;		/* all that the list says, for now */
 	int			disorders;		/* pages whose ids were not in order */
+	int			incomplete;		/* lists by creation that lacked patients at their end */
 
 	TimestampTz store_at;		/* not before this */
 	int			store_failures;	/* transactions in a row that met a busy database */
@@ -450,7 +451,7 @@ try_again(Sync *sync, int number, ClinikoError error, long wait_ms, const char *
 		: "Cliniko to answer again";
 }
 
-/* Cliniko does not honour sort=id. */
+/* Cliniko does not honor sort=id, or its list lacks patients. */
 static void
 start_over(Sync *sync)
 {
@@ -482,8 +483,11 @@ take_page(Sync *sync, int number, ClinikoPage *page)
 		return;
 	}
 	cliniko_free_page(page);
+	/* by creation, the list is begun anew only once: there is no other order to try */
+	if (fit == PAGE_DISORDER && !by_id && sync->incomplete++ > 0)
+		fail(sync, CLINIKO_INCOMPLETE_ENUMERATION, NULL);
 	/* a page may be unsorted by mistake once, if there is time to try again */
-	if (fit == PAGE_DISORDER ||
+	else if (fit == PAGE_DISORDER ||
 		(unsorted && (sync->disorders++ > 0 || clinisync_retry_window == 0)))
 		start_over(sync);
 	else

@@ -74,6 +74,7 @@ export class Register {
   #ids; // BigInt64Array, ascending
   #ordinals; // which generated patient stands at a position; beyond profile.count: added later
   #nextOrdinal;
+  #highestId; // that there ever was: nobody is given the id of somebody who was removed
   #changes = new Map(); // ordinal -> {facts, set, put}, see #change
   #json = new Map(); // ordinal -> Buffer
   #jsonBytes = 0;
@@ -97,6 +98,7 @@ export class Register {
       this.#ordinals[ordinal] = ordinal;
     }
     this.#nextOrdinal = profile.count;
+    this.#highestId = this.#ids.at(-1) ?? 0n;
     this.createdInIdOrder = !profile.importedDates;
   }
 
@@ -106,6 +108,7 @@ export class Register {
     copy.#ids = this.#ids;
     copy.#ordinals = this.#ordinals;
     copy.#nextOrdinal = this.#nextOrdinal;
+    copy.#highestId = this.#highestId;
     copy.#changes = new Map(this.#changes);
     copy.#json = new Map(this.#json);
     copy.#jsonBytes = this.#jsonBytes;
@@ -320,6 +323,7 @@ export class Register {
   }
 
   #insert(position, ids) {
+    for (const id of ids) if (id > this.#highestId) this.#highestId = id;
     const ordinals = ids.map(() => this.#nextOrdinal++);
     this.#ids = splice(this.#ids, position, position, ids);
     this.#ordinals = splice(this.#ordinals, position, position, ordinals);
@@ -328,9 +332,8 @@ export class Register {
 
   #add(count) {
     const first = this.size;
-    const highest = first > 0 ? this.#ids[first - 1] : 0n;
     const fresh = newId(this.#profile);
-    const start = fresh > highest ? fresh : highest + 1n;
+    const start = fresh > this.#highestId ? fresh : this.#highestId + 1n;
     const ids = Array.from({ length: count }, (_, n) => start + BigInt(n));
     this.#insert(first, ids);
     const facts = { created_at: now(), updated_at: now() };

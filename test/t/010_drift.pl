@@ -121,13 +121,69 @@ my $run = $db->sync('hidden');
 is($run->{status}, 'completed', 'a page that rises by chance: completed');
 $db->is_copy_of('hidden', $hidden, 'a page that rises by chance');
 
+# When as many are deleted as a page has hidden, so that their number says nothing,
+# then those arrive as well.
+my $evened = $db->add_clinic('evened', patients => 18, ids => 'mixed', sort_by_id => 'ignored',
+	absent => 'missing', seed => 186947);
+$evened->gates(4);
+$db->start('evened');
+$evened->await_gate(4);
+$db->wait_until(q(SELECT count(*) = 15 FROM patients WHERE organization_id = 'evened'));
+$evened->mutate(remove => [ (sort keys %{ $db->rows('evened') })[ 0 .. 2 ] ]);
+$evened->open_gate(4);
+is($db->ended_run('evened')->{status}, 'completed', 'as many hidden as deleted: completed');
+$db->has_records('evened', $evened->truth, 'as many hidden as deleted: everybody is there');
+
+# When as many are added as a page has hidden, so that their number does not even
+# fall, then those arrive as well.
+my $added = $db->add_clinic('added', patients => 18, ids => 'mixed', sort_by_id => 'ignored',
+	absent => 'missing', seed => 186947);
+my $early = $added->truth;
+$added->mutate(generate_on_request => { request => 2, add => 3 });
+is($db->sync('added')->{status}, 'completed', 'as many hidden as added: completed');
+$db->has_records('added', $early, 'as many hidden as added: everybody is there');
+
+# What Cliniko says wrongly to these requests: that there are these patients, and no others.
+sub shown
+{
+	my ($records, @requests) = @_;
+	return map { { kind => 'status', status => 200, request => $_,
+		body => { patients => $records, total_entries => scalar @$records, links => {} } } } @requests;
+}
+
 # When Cliniko says twice, wrongly, that nobody is left, then all are counted, and
 # the run goes on.
 $db->set(page_size => 20);
 my $twice = $db->add_clinic('twice', patients => 100);
-$twice->faults(map { { kind => 'status', status => 200, request => $_,
-	body => { patients => [], total_entries => 0, links => {} } } } 3, 4);
+$twice->faults(shown([], 3, 4));
 is($db->sync('twice')->{status}, 'completed', 'nobody is left, said twice: completed');
 $db->is_copy_of('twice', $twice, 'nobody is left, said twice');
+
+# When it says so for a while, also when all are counted, then that is not believed.
+for my $order (qw(honoured rejected))
+{
+	my $org = "while_$order";
+	my $while = $db->add_clinic($org, patients => 100, sort_by_id => $order);
+	$while->faults(shown([], 3 .. 7));
+	is($db->sync($org)->{status}, 'completed', "$org: completed");
+	$db->is_copy_of($org, $while, $org);
+}
+
+# Given a Cliniko that does not honour the order by id, when its first page by
+# creation shows the newest alone, then the others arrive all the same;
+my $newest = $db->add_clinic('newest', patients => 100, sort_by_id => 'rejected');
+my @newest = @{ $newest->truth }[ 90 .. 99 ];
+$newest->faults(shown(\@newest, 2));
+$run = $db->sync('newest');
+is($run->{status}, 'completed', 'the newest alone: completed');
+Clinisync::is_accounted_for($run, 100, 'the newest alone');
+$db->is_copy_of('newest', $newest, 'the newest alone');
+
+# and where it shows them alone again when it is asked anew, the run is not completed.
+$newest->reset;
+$newest->faults(shown(\@newest, 2, 6));
+$run = $db->sync('newest');
+is($run->{status}, 'failed', 'the newest alone, again: failed');
+is($run->{metadata}{error_type}, 'INCOMPLETE_ENUMERATION', 'the newest alone, again: says why');
 
 $db->finish;

@@ -278,12 +278,19 @@ sub change_much
 	return 68;
 }
 
+# What was asked for, from whichever end of its range.
+sub asked_for
+{
+	my ($account) = @_;
+	return map { s/(id:%3[CE]\d+)&sort=id:\w+/$1/r } $account->pages;
+}
+
 # The pages that were fetched more than once.
 sub fetched_twice
 {
 	my ($account) = @_;
 	my %times;
-	$times{$_}++ for $account->pages;
+	$times{$_}++ for asked_for($account);
 	return grep { $times{$_} > 1 } sort keys %times;
 }
 
@@ -360,7 +367,7 @@ for my $order (qw(honoured ignored))
 		is_run_of_changes($run, $found, $org);
 		is_deeply(counts($run), [ 23, 45, 0 ], "$org: everybody once");
 		$db->is_copy_of($org, $account, $org);
-		is_deeply([ fetched_twice($account) ], [ ($account->pages)[ $gate - 1 ] ],
+		is_deeply([ fetched_twice($account) ], [ (asked_for($account))[ $gate - 1 ] ],
 			"$org: only the page under way was fetched twice")
 		  if $order eq 'honoured';
 	}
