@@ -169,11 +169,9 @@ export class RunFeed {
   }
 
   async #seeAll(): Promise<void> {
-    const [{ logs }, status] = await Promise.all([
-      this.client.syncLogs(this.organization, { limit: HISTORY }),
-      this.client.status(this.organization),
-    ]);
-    this.#show(logs, status);
+    // One after the other: totals that are older than the end of a run would stay for as long as no other begins.
+    const { logs } = await this.client.syncLogs(this.organization, { limit: HISTORY });
+    this.#show(logs, await this.client.status(this.organization));
   }
 
   #show(logs: Log[], status: OrganizationStatus | null): void {

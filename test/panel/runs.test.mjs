@@ -9,7 +9,7 @@ let panel;
 before(async () => {
   panel = await openPanel('runs', {
     clinics: { watched: { patients: 600, archived: 48 }, first: { patients: 20 }, failing: { patients: 150 }, limited: { patients: 250 },
-      ending: { patients: 250 }, bad: { patients: 30 }, history: { patients: 60 } },
+      ending: { patients: 250 }, bad: { patients: 30 }, history: { patients: 60 }, late: { patients: 20 } },
   });
   const { db } = panel;
   await db.control('PUT', 'accounts/KEY-good-au1', { patients: 10 });
@@ -21,7 +21,7 @@ test('an admin chooses among all clinics, a manager sees the one of the token', 
   const page = await panel.signIn('admin');
   const chooser = page.getByLabel('Clinic');
   await chooser.waitFor();
-  assert.equal(await chooser.locator('option').count(), 8);
+  assert.equal(await chooser.locator('option').count(), 9);
   await chooser.selectOption('first');
   await page.waitForURL(/clinic=first/);
   await page.reload();
@@ -99,6 +99,32 @@ test('changes alone are synced', async () => {
   await button(page, 'Sync changes only').click();
   await shows(card(page, 'History').getByRole('row'), /Changes.*Completed.*5\s*2\s*3/s);
   await shows(card(page, 'Patients'), /Synced22/);
+});
+
+test('totals are never older than the run that they are shown beside', async () => {
+  const { db } = panel;
+  await db.hold('late', [1]);
+  const page = await panel.signIn('manager', 'late');
+  await shows(card(page, 'Sync'), 'No sync has run yet.');
+
+  // The history takes its time, and the run ends meanwhile: what the totals were before that is not asked for.
+  const asked = [];
+  let ended;
+  const end = new Promise((resolve) => (ended = resolve));
+  await page.route(/sync-logs.*limit=20/, async (route) => {
+    await end;
+    await route.fulfill({ response: await route.fetch() });
+    asked.push('history');
+  });
+  page.on('request', (request) => /cliniko\/status\//.test(request.url()) && asked.push('totals'));
+  await button(page, 'Sync all patients').click();
+  await db.awaitHeld('late', 1);
+  await db.letGo('late', 1);
+  await db.untilDone('late');
+  ended();
+  await shows(card(page, 'Sync'), 'Completed: 20 patients in');
+  await shows(card(page, 'Patients'), /Synced20/);
+  assert.deepEqual(asked.slice(0, 2), ['history', 'totals']);
 });
 
 test('a run that waits for the request limit says so and counts down', async () => {
