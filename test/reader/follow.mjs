@@ -30,7 +30,7 @@ const ANSWER_MS = 10_000;
 const JOB_MS = 180_000; // pg_cron looks at its jobs once a minute
 const POLL_MS = 200;
 // of what a page shows of an answer, what is another clinic's or another moment's
-const OF_THE_MOMENT = new Set(['api_url', 'latency_ms', 'name']);
+const OF_THE_MOMENT = new Set(['api_url', 'latency_ms', 'name', 'sync_id']);
 
 const machine = process.argv[2];
 const enter = ['--target', machine, '--mount', '--pid', '--net', '--root', '--wd=/', '--'];
